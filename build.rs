@@ -1,0 +1,3 @@
+//! Builds kernel and servers and packs the boot image.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The IPC harness: whole servers driven through their messages on the host.

@@ -1,0 +1,2 @@
+//! Owner of the disks.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,2 @@
+//! What every server links: entry, panic, logger, server loop.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,5 @@
+//! The host command.
+
+fn main() {
+    println!("ballast");
+}
