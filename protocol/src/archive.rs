@@ -1,0 +1,1 @@
+//! The boot archive: what the builder appends to the root-task.

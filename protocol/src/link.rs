@@ -1,0 +1,1 @@
+//! The management link between the root-task and the host command.

@@ -1,0 +1,1 @@
+//! Rings in shared memory: block requests, console bytes, log frames.

@@ -1,0 +1,1 @@
+//! What any server may ask of the root-task.

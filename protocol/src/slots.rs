@@ -1,0 +1,1 @@
+//! Fixed capability slots of each server.

@@ -1,0 +1,1 @@
+//! The startup page: what a server is told when it starts.

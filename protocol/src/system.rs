@@ -1,0 +1,1 @@
+//! The checked system description, as it travels in the boot archive.
