@@ -1,1 +1,730 @@
 //! What a client may ask of the mem-server.
+//!
+//! Three kinds of message arrive on the mem-server's endpoint, told apart by badge and label:
+//!
+//! * **Hot calls** of a vmm-server: fixed words, labels [`FAULT_IN`], [`RELEASE`], [`DEFLATE`].
+//! * **Control calls** of the root-task and of vmm-servers: postcard, label [`Mem::LABEL`].
+//! * **Faults** of vmm threads (badge [`badge::fault`]): the kernel's own message. A page fault inside
+//!   the guest window is answered by mapping the page (faulting it in first if need be) and the thread
+//!   goes on; it sees nothing but time. A fault in the window on an address that is not guest memory,
+//!   and every other fault, is never answered: the mem-server keeps its words, signals the root-task's
+//!   notification, and the root-task fetches them with [`MemRequest::NextEvent`]. (A call from
+//!   mem-server to root-task would close a cycle: the root-task calls the mem-server.)
+
+use serde::{Deserialize, Serialize};
+
+use crate::interface::{DecodeError, Interface};
+use crate::units::{Gfn, Nanos, PAGE_SIZE, Pages, VmId};
+
+/// Hot call of a vmm-server: back guest frame MR0 for access MR1 ([`access`]).
+///
+/// Reply label 0: the nested tables now map the frame for that access; enter the guest again. Any other
+/// label is a [`Refusal`].
+pub const FAULT_IN: u64 = 0x4d01;
+
+/// Hot call of a vmm-server: the guest gave pages up. MR0 = [`release_reason`], MR1 = number of ranges, MR2.. =
+/// ranges ([`GfnRange::to_word`]). At most [`RANGES_MAX`] ranges a call.
+///
+/// Reply label 0: MR0 = pages now absent from the guest, MR1 = pages refused (outside the guest's memory, or
+/// ballooned already). When the reply is there the mappings are gone, so a free page report may be acknowledged.
+pub const RELEASE: u64 = 0x4d02;
+
+/// Hot call of a vmm-server: the guest takes ballooned pages back. Words and reply as for [`RELEASE`]; MR0 is ignored.
+/// The pages are backed by zeros on their next touch.
+pub const DEFLATE: u64 = 0x4d03;
+
+/// Most ranges in one [`RELEASE`] or [`DEFLATE`].
+pub const RANGES_MAX: usize = 112;
+
+/// Bits of MR1 of [`FAULT_IN`].
+pub mod access {
+    /// The guest writes.
+    pub const WRITE: u64 = 1;
+    /// The guest fetches an instruction.
+    pub const EXECUTE: u64 = 2;
+    /// The page will be overwritten whole: old contents need not be fetched.
+    pub const OVERWRITE: u64 = 4;
+}
+
+/// MR0 of [`RELEASE`].
+pub mod release_reason {
+    /// The balloon driver allocated the pages: they stay out until [`super::DEFLATE`] or a pop.
+    pub const BALLOON: u64 = 0;
+    /// Free page reporting: the pages are free in the guest and come back on any touch.
+    pub const FREE_REPORT: u64 = 1;
+}
+
+/// Badges on the mem-server's endpoint and notification.
+pub mod badge {
+    use crate::units::VmId;
+
+    /// The root-task.
+    pub const ROOT: u64 = 1;
+    const VM: u64 = 0x100;
+    const FAULT: u64 = 0x1_0000;
+
+    /// Calls of the vmm-server of `vm`.
+    pub const fn vmm(vm: VmId) -> u64 {
+        VM + vm.0 as u64
+    }
+
+    /// Faults of the threads of that vmm-server: badge of its fault endpoint capability.
+    pub const fn fault(vm: VmId) -> u64 {
+        FAULT + VM + vm.0 as u64
+    }
+
+    /// Whose badge it is, and whether it is a fault; `None` for the root-task and unknown badges.
+    pub const fn vm_of(badge: u64) -> Option<(VmId, bool)> {
+        let is_fault = badge & FAULT != 0;
+        let index = (badge & !FAULT).wrapping_sub(VM);
+        if index < crate::units::MAX_VMS as u64 {
+            Some((VmId(index as u16), is_fault))
+        } else {
+            None
+        }
+    }
+}
+
+/// Reply label of a refused [`FAULT_IN`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u64)]
+pub enum Refusal {
+    /// The frame is not guest memory: a device, or nothing. The vmm-server emulates the access.
+    NotMemory = 1,
+    /// No frame can be found even by swapping. The VM waits or is stopped; reported to the root-task.
+    NoMemory = 2,
+    /// The page was swapped out and the disk does not give it back. Inject a machine check.
+    Lost = 3,
+    /// Malformed words.
+    BadRequest = 4,
+}
+
+impl Refusal {
+    /// The refusal with reply label `label`; `None` for 0 and unknown labels.
+    pub const fn from_label(label: u64) -> Option<Self> {
+        match label {
+            1 => Some(Self::NotMemory),
+            2 => Some(Self::NoMemory),
+            3 => Some(Self::Lost),
+            4 => Some(Self::BadRequest),
+            _ => None,
+        }
+    }
+}
+
+/// Neighbouring guest frames, as one word of [`RELEASE`]: first frame in bits 39:0, count less one in bits 63:40.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GfnRange {
+    /// First frame.
+    pub first: Gfn,
+    /// Number of frames, at least 1.
+    pub count: u64,
+}
+
+impl GfnRange {
+    const FIRST_BITS: u32 = 40;
+    /// Most frames in one range.
+    pub const COUNT_MAX: u64 = 1 << (64 - Self::FIRST_BITS);
+
+    /// `None` if empty or out of what a word holds.
+    pub const fn new(first: Gfn, count: u64) -> Option<Self> {
+        if count == 0 || count > Self::COUNT_MAX || first.0 >> Self::FIRST_BITS != 0 {
+            return None;
+        }
+        Some(Self { first, count })
+    }
+
+    /// The message word.
+    pub const fn to_word(self) -> u64 {
+        self.first.0 | (self.count - 1) << Self::FIRST_BITS
+    }
+
+    /// Every word is a range; whether it lies in the guest's memory is the server's question.
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            first: Gfn(word & ((1 << Self::FIRST_BITS) - 1)),
+            count: (word >> Self::FIRST_BITS) + 1,
+        }
+    }
+}
+
+/// Whose identical pages may be kept once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sharing {
+    /// Nobody's: not even zero pages of this VM are merged.
+    None,
+    /// This VM's own pages among themselves.
+    #[default]
+    Vm,
+    /// All VMs of this trust group.
+    Group(u16),
+}
+
+/// What a VM may have, changeable while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controls {
+    /// Guaranteed pages ("min").
+    pub reservation: Pages,
+    /// Most pages ("max"), at most the configured size.
+    pub limit: Pages,
+    /// Weight in division above reservations.
+    pub shares: u32,
+    /// Idle memory tax in per cent, 0..=99; `None` takes the machine's.
+    pub tax: Option<u8>,
+    /// Sharing domain.
+    pub sharing: Sharing,
+}
+
+/// A VM's memory as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmMemory {
+    /// Guest-physical memory, a multiple of 2 MiB.
+    pub size: Pages,
+    /// The part below the device hole: frames `0..low` and `HIGH_BASE..HIGH_BASE + size - low` are memory.
+    pub low: Pages,
+    /// What it may have.
+    pub controls: Controls,
+    /// Whether the guest has a balloon the mem-server may steer.
+    pub balloon: bool,
+}
+
+/// Guest frame where memory above the device hole starts (4 GiB).
+pub const HIGH_BASE: Gfn = Gfn(1 << 20);
+/// Most memory below the device hole: 3 GiB.
+pub const LOW_MAX: Pages = Pages((3 << 30) / PAGE_SIZE);
+
+impl VmMemory {
+    /// `size` of memory with all controls at their defaults: limit = size, nothing reserved, shares by size.
+    pub const fn new(size: Pages) -> Self {
+        let low = if size.0 < LOW_MAX.0 { size } else { LOW_MAX };
+        Self {
+            size,
+            low,
+            controls: Controls {
+                reservation: Pages(0),
+                limit: size,
+                shares: 1000,
+                tax: None,
+                sharing: Sharing::Vm,
+            },
+            balloon: true,
+        }
+    }
+
+    /// Dense index of a guest frame, `None` where there is no memory.
+    pub const fn index_of(&self, gfn: Gfn) -> Option<u32> {
+        let index = if gfn.0 < self.low.0 {
+            gfn.0
+        } else if gfn.0 >= HIGH_BASE.0 {
+            match (gfn.0 - HIGH_BASE.0).checked_add(self.low.0) {
+                Some(index) => index,
+                None => return None,
+            }
+        } else {
+            return None;
+        };
+        if index < self.size.0 && index <= u32::MAX as u64 { Some(index as u32) } else { None }
+    }
+
+    /// Guest frame of a dense index.
+    pub const fn gfn_of(&self, index: u32) -> Gfn {
+        let index = index as u64;
+        if index < self.low.0 { Gfn(index) } else { Gfn(HIGH_BASE.0 + index - self.low.0) }
+    }
+}
+
+/// What the guest's balloon statistics queue said last, in pages or counts; absent tags are `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStats {
+    /// Pages read from the guest's own swap.
+    pub swap_in: Option<u64>,
+    /// Pages written to the guest's own swap.
+    pub swap_out: Option<u64>,
+    /// Major faults: the refault signal the balloon controller backs off on.
+    pub major_faults: Option<u64>,
+    /// Minor faults.
+    pub minor_faults: Option<u64>,
+    /// Free pages.
+    pub free: Option<u64>,
+    /// Pages the guest thinks it has.
+    pub total: Option<u64>,
+    /// Pages available without swapping.
+    pub available: Option<u64>,
+    /// Pages of reclaimable cache.
+    pub disk_caches: Option<u64>,
+    /// Kills by the guest's own out-of-memory killer.
+    pub oom_kills: Option<u64>,
+}
+
+/// The interface.
+pub struct Mem;
+
+impl Interface for Mem {
+    const LABEL: u64 = 0x4d00;
+    type Request = MemRequest;
+    type Reply = MemReply;
+}
+
+/// A control call. "root" and "vmm" say who may ask; anyone else gets [`MemError::NotAllowed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemRequest {
+    /// root: admit a VM and build its nested tables. Extra capability 0: the vmm-server's VSpace, into which
+    /// the window is paged. Reply [`MemReply::Created`], whose extra capability 0 is the nested root.
+    CreateVm {
+        /// Identity, not in use.
+        vm: VmId,
+        /// Memory as configured.
+        memory: VmMemory,
+    },
+    /// root: take everything back; its vmm-server must not run any more. Reply [`MemReply::Freed`].
+    DestroyVm {
+        /// Which.
+        vm: VmId,
+    },
+    /// root: change controls; refused like an admission if the new reservation cannot be met.
+    SetControls {
+        /// Which.
+        vm: VmId,
+        /// All of them.
+        controls: Controls,
+    },
+    /// root: fix the balloon by hand (`Some`), or give it back to the policy (`None`).
+    SetBalloon {
+        /// Which.
+        vm: VmId,
+        /// Size of the balloon.
+        target: Option<Pages>,
+    },
+    /// root: change the machine's idle memory tax (per cent, 0..=99).
+    SetTax {
+        /// Per cent.
+        percent: u8,
+    },
+    /// root: machine-wide figures. Reply [`MemReply::Machine`].
+    Machine,
+    /// root or the VM's vmm: figures of one VM. Reply [`MemReply::Stats`].
+    Stats {
+        /// Which.
+        vm: VmId,
+    },
+    /// root: every term behind the VM's current target. Reply [`MemReply::Explanation`].
+    Explain {
+        /// Which.
+        vm: VmId,
+    },
+    /// root: the oldest event not fetched yet. Reply [`MemReply::Event`].
+    NextEvent,
+    /// vmm: own memory, balloon target and whether to report free pages. Reply [`MemReply::Info`]. Asked at start
+    /// and whenever the mem-server signals the vmm ([`MemReply::Info`] changes at most once per balloon period).
+    Info,
+    /// vmm: the balloon device is driven by a driver (or not any more: guest reset). Reply [`MemReply::Done`].
+    BalloonReady {
+        /// The driver has set DRIVER_OK and negotiated the balloon.
+        ready: bool,
+    },
+    /// vmm: what the statistics queue said. Reply [`MemReply::Info`].
+    GuestStats(GuestStats),
+    /// vmm: the guest was reset. Every page becomes absent, balloon empty. Reply [`MemReply::Freed`].
+    Reset,
+}
+
+/// The answer to a [`MemRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemReply {
+    /// Done, nothing to say.
+    Done,
+    /// The VM was admitted.
+    Created {
+        /// Pages reserved for it: reservation and overhead.
+        reserved: Pages,
+    },
+    /// Pages that came back to the free pool.
+    Freed {
+        /// How many.
+        pages: Pages,
+    },
+    /// [`MemRequest::Machine`].
+    Machine(MachineStats),
+    /// [`MemRequest::Stats`].
+    Stats(VmStats),
+    /// [`MemRequest::Explain`].
+    Explanation(Explanation),
+    /// [`MemRequest::NextEvent`]; `None` when there is none.
+    Event(Option<MemEvent>),
+    /// [`MemRequest::Info`].
+    Info(VmInfo),
+    /// Refused; nothing changed.
+    Error(MemError),
+}
+
+/// Why a control call was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemError {
+    /// The bytes were no request.
+    Decode(DecodeError),
+    /// This badge may not ask that.
+    NotAllowed,
+    /// The identity is taken, or too large.
+    VmInUse,
+    /// No such VM.
+    NoSuchVm,
+    /// The size is 0, not a multiple of 2 MiB, or more than a VM can have.
+    BadSize {
+        /// What was asked.
+        size: Pages,
+    },
+    /// Not reservation <= limit <= size, shares 0, or a tax above 99.
+    BadControls,
+    /// Reservation and overhead cannot be reserved in memory.
+    NotEnoughMemory {
+        /// Reservation plus overhead asked.
+        asked: Pages,
+        /// Overhead part of it.
+        overhead: Pages,
+        /// Reserved by others.
+        reserved: Pages,
+        /// All the memory there is to reserve.
+        total: Pages,
+    },
+    /// Limit less reservation cannot be reserved in swap space.
+    NotEnoughSwap {
+        /// Limit less reservation.
+        asked: Pages,
+        /// Reserved by others.
+        reserved: Pages,
+        /// All the swap space there is.
+        total: Pages,
+    },
+    /// No kernel object memory or capability slots; the kernel's error number, 0 if the server ran out itself.
+    Objects {
+        /// Kernel error.
+        error: u64,
+    },
+    /// A capability that had to come with the request did not.
+    MissingCapability,
+}
+
+/// Memory pressure, from free memory (P4: 6, 4, 2 and 1 per cent).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum PressureState {
+    /// Enough: nothing is reclaimed.
+    #[default]
+    High,
+    /// Reclaim by balloon, by paging only where there is no balloon.
+    Soft,
+    /// Reclaim by paging.
+    Hard,
+    /// Reclaim by paging, and VMs above their target wait.
+    Low,
+}
+
+/// Pages of a machine or a VM by state. Their sum is all there are: the accounting invariant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateCounts {
+    /// Never touched, or taken away known zero.
+    pub absent: u64,
+    /// Backed by a frame of its own.
+    pub private: u64,
+    /// Backed by a frame others use too.
+    pub shared: u64,
+    /// Backed by the one frame of zeros.
+    pub zero: u64,
+    /// Given up to the balloon.
+    pub ballooned: u64,
+    /// Compressed in memory.
+    pub compressed: u64,
+    /// On the swap partition.
+    pub swapped: u64,
+    /// On its way to or from the swap partition.
+    pub in_flight: u64,
+}
+
+impl StateCounts {
+    /// All pages.
+    pub const fn total(&self) -> u64 {
+        self.absent
+            + self.private
+            + self.shared
+            + self.zero
+            + self.ballooned
+            + self.compressed
+            + self.swapped
+            + self.in_flight
+    }
+}
+
+/// Machine-wide figures, in pages unless said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStats {
+    /// Frames the mem-server manages.
+    pub total: u64,
+    /// Free frames.
+    pub free: u64,
+    /// Frames backing guests' pages, each counted once.
+    pub guest: u64,
+    /// Frames holding compressed pages.
+    pub compressed_pool: u64,
+    /// Frames spent on capabilities, page tables and the server's own tables.
+    pub overhead: u64,
+    /// Frames put by for copy-on-write breaks.
+    pub cow_reserve: u64,
+    /// Pages of guests that share a frame ("shared").
+    pub shared: u64,
+    /// Frames they share ("common").
+    pub common: u64,
+    /// Pages reclaimed by sharing ("saving").
+    pub saved: u64,
+    /// Of those, pages of zeros.
+    pub zero_saved: u64,
+    /// Swap slots in all and in use.
+    pub swap_total: u64,
+    /// In use.
+    pub swap_used: u64,
+    /// Memory reserved by admission.
+    pub reserved: u64,
+    /// Pressure.
+    pub state: PressureState,
+    /// Machine's idle memory tax in per cent.
+    pub tax: u8,
+    /// Pages the scanner looked at.
+    pub scanned: u64,
+    /// Pages it merged.
+    pub merged: u64,
+    /// False matches: same hash, other contents.
+    pub false_matches: u64,
+}
+
+/// Figures of one VM, in pages unless said; in comments esxtop's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// MEMSZ.
+    pub size: u64,
+    /// GRANT: backed by memory, shared ones included.
+    pub granted: u64,
+    /// Frames charged: private plus its part of shared and compressed ones.
+    pub consumed: u64,
+    /// TCHD: touched in the last sampling period, estimated.
+    pub touched: u64,
+    /// ACTV: working set estimate (maximum of the three averages).
+    pub active: u64,
+    /// ACTVS, ACTVF, ACTVN: slow, fast and current average, in per mille of the VM's pages.
+    pub average_permille: [u16; 3],
+    /// By state.
+    pub states: StateCounts,
+    /// SHRDSVD: memory saved by sharing.
+    pub saved: u64,
+    /// MCTLSZ.
+    pub balloon: u64,
+    /// MCTLTGT.
+    pub balloon_target: u64,
+    /// SWTGT.
+    pub swap_target: u64,
+    /// Current target of the allocation policy.
+    pub target: u64,
+    /// Idle memory tax paid: pages it would have with tax 0 and does not.
+    pub tax_paid: u64,
+    /// Overhead: capabilities, tables.
+    pub overhead: u64,
+    /// Faults by kind: zero fill, copy-on-write, decompressed, swapped in, balloon popped, window.
+    pub faults: [u64; 6],
+    /// Waiting because of [`PressureState::Low`].
+    pub blocked: bool,
+}
+
+/// Every term behind a VM's current target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Figures of the VM.
+    pub stats: VmStats,
+    /// Its controls.
+    pub controls: Controls,
+    /// Shares after the idle memory tax: `shares * 1000 / (f + k (1 - f))`.
+    pub taxed_shares: u64,
+    /// Tax in force, per cent.
+    pub tax: u8,
+    /// Pages divided among all VMs.
+    pub budget: u64,
+    /// Sum of all reservations.
+    pub sum_reservations: u64,
+    /// The water level times 1000: target pages per taxed share before clamping.
+    pub level_milli: u64,
+    /// Which bound the target rests on.
+    pub bound: TargetBound,
+    /// Target were there no tax.
+    pub untaxed_target: u64,
+    /// When it was computed.
+    pub at: Nanos,
+    /// What made it be computed.
+    pub trigger: Trigger,
+}
+
+/// What a target rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TargetBound {
+    /// The reservation holds it up.
+    Reservation,
+    /// In between: its taxed shares decide.
+    #[default]
+    Shares,
+    /// The limit holds it down.
+    Limit,
+}
+
+/// What makes targets be computed anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trigger {
+    /// Controls or tax changed.
+    #[default]
+    Controls,
+    /// A VM came.
+    Added,
+    /// A VM went.
+    Removed,
+    /// Free memory crossed a threshold.
+    Threshold,
+    /// The rebalance period is over.
+    Periodic,
+}
+
+/// What a vmm-server must know about its VM's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// Own identity.
+    pub vm: VmId,
+    /// Memory as configured.
+    pub memory: VmMemory,
+    /// `num_pages` of the balloon device's configuration.
+    pub balloon_target: Pages,
+    /// Offer free page reporting.
+    pub free_page_reporting: bool,
+    /// Ask for statistics this often.
+    pub stats_period: Nanos,
+}
+
+/// Something the root-task must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemEvent {
+    /// A vmm thread faulted outside its window, or on a window address without memory: it stands still.
+    ServerFault {
+        /// Whose.
+        vm: VmId,
+        /// The kernel's fault label.
+        label: u64,
+        /// The first words of the kernel's fault message; 0 beyond its end.
+        words: [u64; 5],
+    },
+    /// A fault-in failed for want of memory.
+    OutOfMemory {
+        /// Whose.
+        vm: VmId,
+        /// The guest frame.
+        gfn: Gfn,
+    },
+    /// A page is lost on the swap disk.
+    PageLost {
+        /// Whose.
+        vm: VmId,
+        /// The guest frame.
+        gfn: Gfn,
+    },
+    /// Pressure changed.
+    Pressure {
+        /// From.
+        from: PressureState,
+        /// To.
+        to: PressureState,
+        /// Free pages then.
+        free: Pages,
+    },
+    /// Events were dropped because nobody fetched them.
+    Overflow {
+        /// How many.
+        dropped: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interface::{PAYLOAD_MAX, decode, decode_reply, encode};
+
+    #[test]
+    fn ranges_survive_a_word() {
+        for (first, count) in [(0, 1), (1 << 20, 512), ((1 << 40) - 1, GfnRange::COUNT_MAX)] {
+            let range = GfnRange::new(Gfn(first), count).unwrap();
+            assert_eq!(GfnRange::from_word(range.to_word()), range);
+        }
+        assert_eq!(GfnRange::new(Gfn(0), 0), None);
+        assert_eq!(GfnRange::new(Gfn(1 << 40), 1), None);
+    }
+
+    #[test]
+    fn badges_name_one_vm_each() {
+        assert_eq!(badge::vm_of(badge::ROOT), None);
+        assert_eq!(badge::vm_of(0), None);
+        for index in 0..crate::units::MAX_VMS as u16 {
+            assert_eq!(badge::vm_of(badge::vmm(VmId(index))), Some((VmId(index), false)));
+            assert_eq!(badge::vm_of(badge::fault(VmId(index))), Some((VmId(index), true)));
+        }
+        assert_eq!(badge::vm_of(badge::vmm(VmId(crate::units::MAX_VMS as u16))), None);
+    }
+
+    #[test]
+    fn memory_above_the_hole_has_dense_indices() {
+        let memory = VmMemory::new(Pages(LOW_MAX.0 + 512));
+        assert_eq!(memory.index_of(Gfn(LOW_MAX.0 - 1)), Some(LOW_MAX.0 as u32 - 1));
+        assert_eq!(memory.index_of(Gfn(LOW_MAX.0)), None);
+        assert_eq!(memory.index_of(HIGH_BASE), Some(LOW_MAX.0 as u32));
+        assert_eq!(memory.index_of(Gfn(HIGH_BASE.0 + 512)), None);
+        assert_eq!(memory.index_of(Gfn(u64::MAX)), None);
+        for index in [0, 77, LOW_MAX.0 as u32 - 1, LOW_MAX.0 as u32 + 511] {
+            assert_eq!(memory.index_of(memory.gfn_of(index)), Some(index));
+        }
+    }
+
+    #[test]
+    fn the_largest_messages_fit() {
+        let mut buffer = [0; PAYLOAD_MAX];
+        let controls = Controls {
+            reservation: Pages(u64::MAX),
+            limit: Pages(u64::MAX),
+            shares: u32::MAX,
+            tax: Some(99),
+            sharing: Sharing::Group(u16::MAX),
+        };
+        let stats = VmStats {
+            size: u64::MAX,
+            granted: u64::MAX,
+            consumed: u64::MAX,
+            touched: u64::MAX,
+            active: u64::MAX,
+            average_permille: [u16::MAX; 3],
+            faults: [u64::MAX; 6],
+            ..VmStats::default()
+        };
+        let reply = MemReply::Explanation(Explanation {
+            stats,
+            controls,
+            taxed_shares: u64::MAX,
+            tax: 99,
+            budget: u64::MAX,
+            sum_reservations: u64::MAX,
+            level_milli: u64::MAX,
+            bound: TargetBound::Limit,
+            untaxed_target: u64::MAX,
+            at: Nanos(u64::MAX),
+            trigger: Trigger::Periodic,
+        });
+        let bytes = encode(&reply, &mut buffer).unwrap();
+        assert_eq!(decode_reply::<Mem>(bytes), Ok(reply));
+        let request = MemRequest::CreateVm {
+            vm: VmId(3),
+            memory: VmMemory { controls, ..VmMemory::new(Pages(512)) },
+        };
+        let mut buffer = [0; PAYLOAD_MAX];
+        let bytes = encode(&request, &mut buffer).unwrap();
+        assert_eq!(decode::<Mem>(Mem::LABEL, bytes), Ok(request));
+    }
+}
