@@ -140,6 +140,49 @@ labels! {
     FrameDerive = 128,
     /// Fills a frame with zeros: words (0: offset in bytes, 1: length in bytes), both multiples of 4096. Preemptible.
     FrameZero = 129,
+    /// Binds a virtual CPU to a thread: invoked VCPU, caps (tcb).
+    VCPUSetTCB = 130,
+    /// Sets the nested paging root: invoked VCPU, caps (NPT PML4 with an ASID).
+    VCPUSetNPTRoot = 131,
+    /// Reads state: invoked VCPU, words (field ids, one each, at most `vcpu::STATE_READ_MAX`), out (values in the same order).
+    VCPUReadState = 132,
+    /// Writes state: invoked VCPU, words (pairs of field id and value, at most `vcpu::STATE_WRITE_MAX`). Nothing is written unless
+    /// all pairs are acceptable: InvalidArgument with the number of the word that is not.
+    VCPUWriteState = 133,
+    /// Gives the guest direct access to ports: invoked VCPU, caps (IOPort that covers them), words (0: first, 1: last).
+    VCPUEnableIOPort = 134,
+    /// Takes direct access to ports away: invoked VCPU, words (0: first, 1: last).
+    VCPUDisableIOPort = 135,
+    /// Lets the guest use an MSR of `vcpu::PASS_THROUGH_MSRS` without exits: invoked VCPU, words (0: msr).
+    VCPUEnableMSR = 136,
+    /// Makes accesses to an MSR exit again: invoked VCPU, words (0: msr).
+    VCPUDisableMSR = 137,
+    /// Maps a nested PDPT: caps (NPT PML4), words (0: gpa, 1: attr).
+    NPTPDPTMap = 140,
+    /// Unmaps a nested PDPT.
+    NPTPDPTUnmap = 141,
+    /// Maps a nested page directory: caps (NPT PML4), words (0: gpa, 1: attr).
+    NPTPDMap = 142,
+    /// Unmaps a nested page directory.
+    NPTPDUnmap = 143,
+    /// Maps a nested page table: caps (NPT PML4), words (0: gpa, 1: attr).
+    NPTPTMap = 144,
+    /// Unmaps a nested page table.
+    NPTPTUnmap = 145,
+    /// Maps a frame (4K, 2M, 1G) into a nested space, X86PageUnmap unmaps it: caps (NPT PML4), words (0: gpa, 1: rights, 2: attr of
+    /// `vcpu::npt_attr`). Mapping again at the same gpa changes rights and attributes.
+    X86PageMapNPT = 146,
+    /// Reads, and clears on request, accessed and dirty bits: invoked NPT PML4, words (0: first gpa, 1: number of 4 KiB pages up to
+    /// `vcpu::HARVEST_MAX`, 2: flags of `vcpu::harvest`), out (0: pages looked at, 1: pages mapped, from
+    /// `vcpu::harvest::ACCESSED_WORD` the accessed bitmap, from `vcpu::harvest::DIRTY_WORD` the dirty bitmap).
+    /// A large page sets the bits of all its pages in the range.
+    NPTHarvest = 147,
+    /// Sets what a timer signals: caps (notification; its badge counts).
+    TimerSetNotification = 150,
+    /// Arms a timer, replacing an earlier deadline: words (0: absolute TSC). A deadline in the past signals at once.
+    TimerArm = 151,
+    /// Disarms a timer: out (0: 1 if it was armed, else 0).
+    TimerCancel = 152,
 }
 
 /// Labels from here on are extensions.

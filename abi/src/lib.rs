@@ -13,6 +13,7 @@ pub mod label;
 pub mod message;
 pub mod object;
 pub mod syscall;
+pub mod vcpu;
 
 pub use bootinfo::{BootInfo, SlotRegion, UntypedDesc};
 pub use context::UserContext;

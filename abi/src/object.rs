@@ -88,8 +88,8 @@ pub const LARGE_PAGE_BITS: u32 = 21;
 pub const HUGE_PAGE_BITS: u32 = 30;
 /// Size of an ASID pool, power of two.
 pub const ASID_POOL_BITS: u32 = 12;
-/// Size of a virtual CPU, power of two (as seL4's VCPU).
-pub const VCPU_BITS: u32 = 14;
+/// Size of a virtual CPU, power of two: VMCB 4 KiB, MSR map 8 KiB, I/O map 12 KiB, registers and FPU state 8 KiB.
+pub const VCPU_BITS: u32 = 15;
 /// Size of a timer, power of two.
 pub const TIMER_BITS: u32 = 6;
 
