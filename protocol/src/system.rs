@@ -1,1 +1,496 @@
 //! The checked system description, as it travels in the boot archive.
+//!
+//! The host reads TOML, checks every rule that needs no machine, and writes a [`System`] with
+//! postcard. [`System::check`] states the rules once; host and root-task both call it, so a
+//! damaged or hand-made archive is refused by the same words. Fields are appended, never moved.
+
+use crate::units::{MAX_VMS, Pages};
+use heapless::{String, Vec};
+use serde::{Deserialize, Serialize};
+
+/// Longest name of a VM, group, partition or artefact, in bytes.
+pub const NAME_MAX: usize = 32;
+/// Longest guest command line in bytes.
+pub const CMDLINE_MAX: usize = 256;
+/// Most virtual disks of one VM.
+pub const DISKS_MAX: usize = 4;
+/// Most boot modules of one VM (the first is Linux's initrd).
+pub const MODULES_MAX: usize = 4;
+/// Most groups of one system.
+pub const GROUPS_MAX: usize = 8;
+/// Shares of a client that asks for none (ESX's "normal").
+pub const SHARES_NORMAL: u32 = 1000;
+/// Most shares a client may ask for.
+pub const SHARES_MAX: u32 = 1_000_000;
+/// Idle-memory tax of a VM that asks for none, in permille (the paper's 75 %).
+pub const TAX_DEFAULT: u16 = 750;
+/// Smallest guest memory: below this no supported kernel starts.
+pub const GUEST_MEMORY_MIN: Pages = Pages(1 << (20 - 12));
+/// Largest guest memory: what lies below the guest's device window at 3 GiB.
+pub const GUEST_MEMORY_MAX: Pages = Pages(3 << (30 - 12));
+/// Memory kept by the root-task for kernel objects and servers when the file asks for none.
+pub const KERNEL_MEMORY_DEFAULT: Pages = Pages(32 << (20 - 12));
+
+/// Name of a VM, group, partition or artefact.
+pub type Name = String<NAME_MAX>;
+
+/// Between whom equal pages may be shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sharing {
+    /// Between the VMs of one group; a VM without a group shares with itself alone.
+    #[default]
+    Group,
+    /// Within one VM only.
+    Vm,
+    /// Not at all.
+    None,
+}
+
+/// A VM's claim on memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// What the guest sees as its RAM.
+    pub size: Pages,
+    /// What it always gets when it asks (min); never above `limit`.
+    pub reservation: Pages,
+    /// Weight against others when memory is short.
+    pub shares: u32,
+    /// What it never exceeds (max); never above `size`.
+    pub limit: Pages,
+    /// Idle-memory tax, 0..=999 permille.
+    pub tax: u16,
+    /// Who may share its pages.
+    pub sharing: Sharing,
+}
+
+/// A claim on one disk. Reservation and limit are in requests per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoControl {
+    /// Requests per second it always gets; 0 for none.
+    pub reservation: u32,
+    /// Weight against others.
+    pub shares: u32,
+    /// Requests per second it never exceeds.
+    pub limit: Option<u32>,
+    /// Bytes per second it never exceeds.
+    pub limit_bytes: Option<u64>,
+}
+
+impl Default for IoControl {
+    fn default() -> Self {
+        Self { reservation: 0, shares: SHARES_NORMAL, limit: None, limit_bytes: None }
+    }
+}
+
+/// One virtual disk: a partition of the machine's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The partition's GPT label.
+    pub partition: Name,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Its claim on the disk.
+    pub io: IoControl,
+}
+
+/// The balloon device of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// The device is present.
+    pub present: bool,
+    /// The guest may report free pages, which are then taken at once.
+    pub free_page_reporting: bool,
+    /// The guest may take pages back from the balloon before it kills a process.
+    pub deflate_on_oom: bool,
+}
+
+impl Default for Balloon {
+    fn default() -> Self {
+        Self { present: true, free_page_reporting: true, deflate_on_oom: true }
+    }
+}
+
+/// One virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Its name, unique in the system.
+    pub name: Name,
+    /// Index into [`System::groups`].
+    pub group: Option<u8>,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Its claim on memory.
+    pub memory: Memory,
+    /// Archive entry of kind `GuestKernel`.
+    pub kernel: Name,
+    /// Archive entries of kind `GuestModule`: Linux's initrd first.
+    pub modules: Vec<Name, MODULES_MAX>,
+    /// The kernel's command line.
+    pub cmdline: String<CMDLINE_MAX>,
+    /// Its virtual disks, in the order the guest sees them.
+    pub disks: Vec<Disk, DISKS_MAX>,
+    /// Its balloon device.
+    pub balloon: Balloon,
+    /// Started at boot; otherwise by `vm start`.
+    pub autostart: bool,
+}
+
+/// VMs that share one claim and one trust domain (an SPU).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name, unique among groups.
+    pub name: Name,
+    /// Memory its VMs together always get.
+    pub memory_reservation: Pages,
+    /// Weight of the group's memory against other groups.
+    pub memory_shares: u32,
+    /// Its claim on the disk.
+    pub io: IoControl,
+    /// Whether its VMs may share equal pages.
+    pub sharing: Sharing,
+}
+
+/// The io-sched-server's dispatch policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoPolicy {
+    /// Reservations, limits and shares.
+    #[default]
+    Mclock,
+    /// Start-time fair queueing with depth.
+    Sfq,
+    /// One request each in turn.
+    RoundRobin,
+}
+
+/// What the mem-server does beyond handing out pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// Pages the sharing scanner may look at per second; 0 turns it off.
+    pub scan_pages_per_second: u32,
+    /// Active memory is estimated from access bits instead of by sampling.
+    pub harvest: bool,
+    /// GPT label of the swap partition.
+    pub swap: Option<Name>,
+}
+
+/// The whole system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// Its name, shown by the host command.
+    pub name: Name,
+    /// RAM of the machine.
+    pub machine_memory: Pages,
+    /// Part of it kept for kernel objects and servers.
+    pub kernel_memory: Pages,
+    /// The disk's dispatch policy.
+    pub io_policy: IoPolicy,
+    /// The mem-server's policy.
+    pub memory_policy: MemoryPolicy,
+    /// Groups, named by index.
+    pub groups: Vec<Group, GROUPS_MAX>,
+    /// Virtual machines; a [`crate::units::VmId`] is an index into this list.
+    pub vms: Vec<Vm, MAX_VMS>,
+}
+
+/// Why a system description cannot be run. Each variant names the culprit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SystemError {
+    /// VM `vm` breaks a rule of its own.
+    Vm {
+        /// Index of the VM.
+        vm: u16,
+        /// The rule.
+        rule: VmRule,
+    },
+    /// VMs or groups `first` and `second` have the same name.
+    SameName {
+        /// Index of the earlier.
+        first: u16,
+        /// Index of the later.
+        second: u16,
+        /// Groups, not VMs.
+        of_groups: bool,
+    },
+    /// Kernel memory is not smaller than the machine's.
+    KernelMemory,
+    /// The reservations and overheads do not fit beside the kernel's memory.
+    Reservations {
+        /// What they sum to.
+        asked: Pages,
+        /// What there is.
+        available: Pages,
+    },
+    /// Two VMs write to one partition.
+    SharedPartition {
+        /// Index of the earlier.
+        first: u16,
+        /// Index of the later.
+        second: u16,
+    },
+    /// The description could not be decoded.
+    Malformed,
+}
+
+/// The rules of one VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmRule {
+    /// The name is empty or has characters outside `a-z A-Z 0-9 - _ .`.
+    Name,
+    /// `vcpus` is not 1.
+    Vcpus,
+    /// `memory.size` is outside [`GUEST_MEMORY_MIN`]..=[`GUEST_MEMORY_MAX`].
+    Size,
+    /// `memory.reservation` exceeds `memory.limit`.
+    Reservation,
+    /// `memory.limit` exceeds `memory.size`.
+    Limit,
+    /// `memory.shares` or an `io.shares` is 0 or above [`SHARES_MAX`].
+    Shares,
+    /// `memory.tax` is 1000 permille or more.
+    Tax,
+    /// `group` names no group.
+    Group,
+    /// An `io.reservation` exceeds its `io.limit`.
+    IoReservation,
+}
+
+/// Memory the hypervisor spends on a VM beside its RAM: the vmm-server, nested page tables
+/// (8 bytes a page and the upper levels) and page states (at most 32 bytes a page).
+pub const fn overhead(size: Pages) -> Pages {
+    Pages(512 + Pages::holding(size.0 * 40).0)
+}
+
+fn io_rules(io: &IoControl) -> Result<(), VmRule> {
+    if io.shares == 0 || io.shares > SHARES_MAX {
+        return Err(VmRule::Shares);
+    }
+    match io.limit {
+        Some(limit) if io.reservation > limit => Err(VmRule::IoReservation),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `name` may name a VM, group or partition.
+pub fn is_valid_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.chars().all(allowed)
+}
+
+impl Vm {
+    /// Checks the rules that concern this VM alone; `groups` is how many groups there are.
+    ///
+    /// # Errors
+    ///
+    /// The first [`VmRule`] it breaks.
+    pub fn check(&self, groups: usize) -> Result<(), VmRule> {
+        let memory = &self.memory;
+        let broken = [
+            (!is_valid_name(&self.name), VmRule::Name),
+            (self.vcpus != 1, VmRule::Vcpus),
+            (memory.size < GUEST_MEMORY_MIN || memory.size > GUEST_MEMORY_MAX, VmRule::Size),
+            (memory.limit > memory.size, VmRule::Limit),
+            (memory.reservation > memory.limit, VmRule::Reservation),
+            (memory.shares == 0 || memory.shares > SHARES_MAX, VmRule::Shares),
+            (memory.tax >= 1000, VmRule::Tax),
+            (self.group.is_some_and(|group| usize::from(group) >= groups), VmRule::Group),
+        ];
+        if let Some((_, rule)) = broken.into_iter().find(|(is_broken, _)| *is_broken) {
+            return Err(rule);
+        }
+        self.disks.iter().try_for_each(|disk| io_rules(&disk.io))
+    }
+}
+
+impl System {
+    /// Decodes and checks a description.
+    ///
+    /// # Errors
+    ///
+    /// [`SystemError`] if `bytes` are not exactly one description that keeps every rule.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, SystemError> {
+        let system: Self = crate::interface::take_all(bytes).map_err(|_| SystemError::Malformed)?;
+        system.check()?;
+        Ok(system)
+    }
+
+    /// Checks every rule that needs no machine.
+    ///
+    /// # Errors
+    ///
+    /// The first rule broken, with the VM that breaks it.
+    pub fn check(&self) -> Result<(), SystemError> {
+        for (vm, index) in self.vms.iter().zip(0..) {
+            vm.check(self.groups.len()).map_err(|rule| SystemError::Vm { vm: index, rule })?;
+        }
+        self.check_names()?;
+        self.check_partitions()?;
+        if self.kernel_memory >= self.machine_memory {
+            return Err(SystemError::KernelMemory);
+        }
+        let available = Pages(self.machine_memory.0 - self.kernel_memory.0);
+        let asked = self.reserved();
+        if asked > available {
+            return Err(SystemError::Reservations { asked, available });
+        }
+        Ok(())
+    }
+
+    /// Sum of the reservations and overheads of the VMs that start at boot.
+    pub fn reserved(&self) -> Pages {
+        let claim = |vm: &Vm| vm.memory.reservation.0.saturating_add(overhead(vm.memory.size).0);
+        Pages(self.vms.iter().filter(|vm| vm.autostart).map(claim).fold(0, u64::saturating_add))
+    }
+
+    fn check_names(&self) -> Result<(), SystemError> {
+        for (second, (vm, at)) in self.vms.iter().zip(0..).enumerate() {
+            let earlier = self.vms.iter().take(second).position(|other| other.name == vm.name);
+            if let Some(first) = earlier.and_then(|first| u16::try_from(first).ok()) {
+                return Err(SystemError::SameName { first, second: at, of_groups: false });
+            }
+        }
+        for (second, (group, at)) in self.groups.iter().zip(0..).enumerate() {
+            let earlier = self.groups.iter().take(second).position(|g| g.name == group.name);
+            if let Some(first) = earlier.and_then(|first| u16::try_from(first).ok()) {
+                return Err(SystemError::SameName { first, second: at, of_groups: true });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_partitions(&self) -> Result<(), SystemError> {
+        let writes = |vm: &Vm, partition: &Name| {
+            vm.disks.iter().any(|disk| !disk.read_only && disk.partition == *partition)
+        };
+        let uses =
+            |vm: &Vm, partition: &Name| vm.disks.iter().any(|disk| disk.partition == *partition);
+        for (earlier, first) in self.vms.iter().zip(0..) {
+            for (later, second) in self.vms.iter().zip(0..).skip(usize::from(first) + 1) {
+                let clash = |disk: &Disk| {
+                    uses(earlier, &disk.partition)
+                        && (!disk.read_only || writes(earlier, &disk.partition))
+                };
+                if later.disks.iter().any(clash) {
+                    return Err(SystemError::SharedPartition { first, second });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Balloon, Disk, Group, IoControl, IoPolicy, Memory, MemoryPolicy, Name, Sharing, System,
+        SystemError, Vm, VmRule,
+    };
+    use crate::units::Pages;
+
+    fn name(text: &str) -> Name {
+        Name::try_from(text).unwrap()
+    }
+
+    fn vm(text: &str) -> Vm {
+        Vm {
+            name: name(text),
+            group: None,
+            vcpus: 1,
+            memory: Memory {
+                size: Pages(0x8000),
+                reservation: Pages(0x4000),
+                shares: 1000,
+                limit: Pages(0x8000),
+                tax: 750,
+                sharing: Sharing::Group,
+            },
+            kernel: name("debian"),
+            modules: [name("initrd")].into_iter().collect(),
+            cmdline: heapless::String::new(),
+            disks: [Disk { partition: name(text), read_only: false, io: IoControl::default() }]
+                .into_iter()
+                .collect(),
+            balloon: Balloon::default(),
+            autostart: true,
+        }
+    }
+
+    fn system() -> System {
+        System {
+            name: name("test"),
+            machine_memory: Pages(0x20000),
+            kernel_memory: Pages(0x2000),
+            io_policy: IoPolicy::Mclock,
+            memory_policy: MemoryPolicy::default(),
+            groups: heapless::Vec::new(),
+            vms: [vm("a"), vm("b")].into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn a_description_survives_the_archive() {
+        let mut buffer = [0; 4096];
+        let bytes = postcard::to_slice(&system(), &mut buffer).unwrap();
+        assert_eq!(System::from_bytes(bytes), Ok(system()));
+        let short = &bytes[..bytes.len() - 1];
+        assert_eq!(System::from_bytes(short), Err(SystemError::Malformed));
+    }
+
+    #[test]
+    fn each_rule_is_kept() {
+        type Spoil = fn(&mut Vm);
+        let cases: [(Spoil, VmRule); 8] = [
+            (|vm| vm.name = name("a b"), VmRule::Name),
+            (|vm| vm.vcpus = 2, VmRule::Vcpus),
+            (|vm| vm.memory.size = Pages(1), VmRule::Size),
+            (|vm| vm.memory.limit = Pages(0x8001), VmRule::Limit),
+            (|vm| vm.memory.limit = Pages(0x3fff), VmRule::Reservation),
+            (|vm| vm.memory.shares = 0, VmRule::Shares),
+            (|vm| vm.group = Some(0), VmRule::Group),
+            (
+                |vm| {
+                    vm.disks[0].io = IoControl { reservation: 9, limit: Some(8), ..vm.disks[0].io };
+                },
+                VmRule::IoReservation,
+            ),
+        ];
+        for (spoil, rule) in cases {
+            let mut system = system();
+            spoil(&mut system.vms[1]);
+            assert_eq!(system.check(), Err(SystemError::Vm { vm: 1, rule }));
+        }
+    }
+
+    #[test]
+    fn sums_and_names_are_checked() {
+        let mut same = system();
+        same.vms[1].name = name("a");
+        assert!(matches!(same.check(), Err(SystemError::SameName { first: 0, second: 1, .. })));
+        let mut disk = system();
+        disk.vms[1].disks[0].partition = name("a");
+        assert_eq!(disk.check(), Err(SystemError::SharedPartition { first: 0, second: 1 }));
+        disk.vms[0].disks[0].read_only = true;
+        assert!(disk.check().is_err(), "a writer beside a reader is refused too");
+        disk.vms[1].disks[0].read_only = true;
+        assert_eq!(disk.check(), Ok(()));
+        let mut full = system();
+        full.machine_memory = Pages(0x9000);
+        assert!(matches!(full.check(), Err(SystemError::Reservations { .. })));
+        full.kernel_memory = Pages(0x9000);
+        assert_eq!(full.check(), Err(SystemError::KernelMemory));
+    }
+
+    #[test]
+    fn groups_are_named_by_index() {
+        let mut system = system();
+        let group = Group {
+            name: name("web"),
+            memory_reservation: Pages(0),
+            memory_shares: 1000,
+            io: IoControl::default(),
+            sharing: Sharing::None,
+        };
+        assert!(system.groups.push(group).is_ok());
+        system.vms[0].group = Some(0);
+        assert_eq!(system.check(), Ok(()));
+    }
+}
