@@ -1,1 +1,273 @@
 //! What a client may ask of the io-sched-server.
+//!
+//! Requests to the disk travel in the client's [block ring](crate::ring::BLK_SLOTS); the doorbell only says that some
+//! are there. The root-task attaches clients and sets their controls; a client is known by its badge.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{interface::Interface, units::Nanos};
+
+/// Label of the doorbell: no words either way. Its processor time is charged to the client that calls.
+pub const DOORBELL: u64 = 0x2000;
+
+/// Most clients of one io-sched-server: one virtual disk each, plus swap and checkpoints of the mem-server.
+pub const MAX_CLIENTS: usize = 32;
+
+/// Badge of the root-task on the io endpoint: the only one that may attach and set controls. Clients have their
+/// index plus one.
+pub const ROOT_BADGE: u64 = 1 << 32;
+
+/// Most groups of clients.
+pub const MAX_GROUPS: usize = 8;
+
+/// Most UTF-8 bytes of a partition label (GPT has 36 UTF-16 units).
+pub const LABEL_BYTES: usize = 36;
+
+/// Name of a GPT partition.
+pub type PartitionLabel = heapless::String<LABEL_BYTES>;
+
+/// What a client or a group is to get of the disk. Units: reference requests (4 KiB, random) or bytes per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controls {
+    /// Least requests per second while there is demand; 0 for none.
+    pub reservation: u32,
+    /// Most requests per second; 0 for no limit.
+    pub limit: u32,
+    /// Relative share of what the reservations leave; at least 1.
+    pub shares: u32,
+    /// Least bytes per second; 0 for none.
+    pub reservation_bytes: u64,
+    /// Most bytes per second; 0 for no limit.
+    pub limit_bytes: u64,
+    /// Idle credit in requests, at most 256: how far a returning client may run ahead by shares.
+    pub burst: u16,
+}
+
+impl Default for Controls {
+    fn default() -> Self {
+        Self {
+            reservation: 0,
+            limit: 0,
+            shares: 1000,
+            reservation_bytes: 0,
+            limit_bytes: 0,
+            burst: 0,
+        }
+    }
+}
+
+/// What may be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoRequest {
+    /// Root: serve client `index` (ring and notification are in the slots of that index) a partition.
+    Attach {
+        /// 0..[`MAX_CLIENTS`]; the client's badge is this plus one.
+        index: u16,
+        /// The partition's label; empty for a client without a disk of its own (statistics only).
+        partition: PartitionLabel,
+        /// Writes answered with an error?
+        is_read_only: bool,
+        /// Group, 0..[`MAX_GROUPS`], or none.
+        group: Option<u8>,
+        /// Its controls.
+        controls: Controls,
+        /// Physical address of the ring's first byte: the ring is one contiguous piece, for the device's DMA.
+        ring_paddr: u64,
+    },
+    /// Root: forget client `index` at once; answered when no request of it is in the device any more.
+    Detach {
+        /// Which.
+        index: u16,
+    },
+    /// Root: change the controls of a client.
+    SetControls {
+        /// Which.
+        index: u16,
+        /// New controls.
+        controls: Controls,
+    },
+    /// Root: set the controls of a group.
+    SetGroup {
+        /// Which, 0..[`MAX_GROUPS`].
+        group: u8,
+        /// Controls.
+        controls: Controls,
+    },
+    /// Root: choose the policy; waiting requests keep their order per client.
+    SetPolicy {
+        /// Which.
+        policy: Policy,
+    },
+    /// Root: figures of a client.
+    Stats {
+        /// Which.
+        index: u16,
+    },
+    /// Root: figures of the disk.
+    DiskStats,
+    /// Client: what disk is mine?
+    Info,
+}
+
+/// Scheduling policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Policy {
+    /// Reservations, limits and shares (mClock).
+    MClock,
+    /// Start-time fair queueing with depth: shares only.
+    Sfq,
+    /// One request of each client in turn.
+    RoundRobin,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoReply {
+    /// Done.
+    Done,
+    /// Answer to [`IoRequest::Attach`] and [`IoRequest::Info`].
+    Disk(DiskInfo),
+    /// Answer to [`IoRequest::Stats`].
+    Stats(ClientStats),
+    /// Answer to [`IoRequest::DiskStats`].
+    DiskStats(DiskStats),
+    /// Refused.
+    Error(IoError),
+}
+
+/// A virtual disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Size in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Writes answered with an error?
+    pub is_read_only: bool,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoError {
+    /// Only the root-task may ask this. Give up.
+    Forbidden,
+    /// No such client, or the index is taken or out of range. Give up.
+    BadClient,
+    /// No partition of this label. Fix the configuration.
+    NoPartition,
+    /// No disk, or its partition table is broken. Fix the disk.
+    NoDisk,
+    /// The client's ring has the wrong layout. Make it anew.
+    BadRing,
+    /// Shares of 0, a limit below the reservation, or a group that does not exist. Fix the configuration.
+    BadControls,
+    /// The reservations would exceed what the disk can give. Ask for less.
+    Overcommitted {
+        /// Reference requests per second still free.
+        free: u32,
+    },
+    /// The message was no request of this interface. Client bug.
+    Malformed,
+}
+
+/// Figures of one client since it was attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStats {
+    /// Reads completed.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Served in the reservation phase.
+    pub by_reservation: u64,
+    /// Served by shares.
+    pub by_weight: u64,
+    /// Completed with an error.
+    pub errors: u64,
+    /// Entries in the ring that were not requests.
+    pub violations: u64,
+    /// Waiting in the scheduler now.
+    pub queued: u32,
+    /// In the device now.
+    pub in_device: u32,
+    /// Median time from the doorbell to completion.
+    pub latency_p50: Nanos,
+    /// 99th percentile of the same.
+    pub latency_p99: Nanos,
+    /// Median time in the device.
+    pub device_p50: Nanos,
+    /// 99th percentile of the same.
+    pub device_p99: Nanos,
+    /// Why the oldest waiting request waits.
+    pub waits_for: WaitsFor,
+}
+
+/// Why a client's oldest request is not in the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WaitsFor {
+    /// Nothing waits.
+    #[default]
+    Nothing,
+    /// The device has as many requests as the latency ceiling allows.
+    Device,
+    /// Its own limit.
+    Limit,
+    /// The limit of its group.
+    GroupLimit,
+    /// Others are due first.
+    Turn,
+    /// A flush that must finish first.
+    Flush,
+}
+
+/// Figures of the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStats {
+    /// Size in sectors.
+    pub sectors: u64,
+    /// Requests completed.
+    pub completed: u64,
+    /// Requests the device may have at once now.
+    pub depth: u32,
+    /// Requests in the device now.
+    pub in_device: u32,
+    /// Reference requests per second the device can give, as learnt; 0 before it is known.
+    pub capacity: u32,
+    /// Reference requests per second promised.
+    pub reserved: u32,
+    /// Learnt cost of a reference request, in nanoseconds of device time.
+    pub reference_cost: Nanos,
+}
+
+/// The interface to the io-sched-server.
+#[derive(Clone, Copy, Debug)]
+pub struct Io;
+
+impl Interface for Io {
+    const LABEL: u64 = 0x2001;
+    type Request = IoRequest;
+    type Reply = IoReply;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interface::{PAYLOAD_MAX, decode, encode};
+
+    #[test]
+    fn every_request_survives_the_wire() {
+        let mut buffer = [0; PAYLOAD_MAX];
+        let request = IoRequest::Attach {
+            index: 3,
+            partition: PartitionLabel::try_from("debian-a").unwrap(),
+            is_read_only: false,
+            group: Some(2),
+            controls: Controls::default(),
+            ring_paddr: u64::MAX,
+        };
+        let bytes = encode(&request, &mut buffer).unwrap();
+        assert_eq!(decode::<Io>(Io::LABEL, bytes), Ok(request));
+        assert!(decode::<Io>(Io::LABEL, &[0xff; 40]).is_err());
+    }
+}
