@@ -1,1 +1,399 @@
-//! What any server may ask of the root-task.
+//! What any server may ask of the root-task, and what the root-task tells its servers.
+//!
+//! The root-task never calls a server. It queues a [`Command`], counts it in the server's shared
+//! page and signals [`crate::slots::notify::ROOT`]; the server then calls
+//! [`RootRequest::NextCommand`] until the answer is [`RootReply::NoCommand`].
+//!
+//! How a server says that it serves: a vmm-server sends [`RootRequest::Ready`]; a passive server
+//! (mem, io) writes 1 to [`crate::startup::shared::SERVING`] and enters its receive loop with one
+//! `nb_send_recv` to [`crate::slots::ROOT_NOTIFY`] (`runtime::serve::enter_passive`): the
+//! root-task then moves its scheduling context to its notification.
+
+use crate::interface::Interface;
+use crate::system::{Disk, Memory};
+use crate::units::{Pages, VmId};
+use heapless::String;
+use serde::{Deserialize, Serialize};
+
+/// The interface of the root-task.
+#[derive(Clone, Copy, Debug)]
+pub enum Root {}
+
+impl Interface for Root {
+    const LABEL: u64 = 0x100;
+    type Request = RootRequest;
+    type Reply = RootReply;
+}
+
+/// Text that travels in a request.
+pub type Text = String<160>;
+
+/// Why a virtual machine ended or stopped making progress, as its vmm-server saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmEvent {
+    /// The guest powered itself off.
+    Poweroff,
+    /// The guest asked for a reset.
+    Reboot,
+    /// The guest's processor shut down (triple fault).
+    TripleFault {
+        /// Guest instruction pointer.
+        rip: u64,
+    },
+    /// The guest executed what the vmm-server does not emulate.
+    Unsupported {
+        /// Guest instruction pointer.
+        rip: u64,
+        /// Exit code of the virtual processor.
+        exit: u64,
+        /// What it was.
+        what: Text,
+    },
+    /// The guest could not be started: bad kernel image, too little memory, no disk.
+    StartFailed {
+        /// The reason, one line for the user.
+        why: Text,
+    },
+    /// The guest is paused now.
+    Paused,
+    /// The guest runs again.
+    Resumed,
+}
+
+/// A fault message as the kernel sent it (seL4's numbers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultReport {
+    /// Label: 1 capability, 2 unknown system call, 3 exception, 5 timeout, 6 page fault.
+    pub label: u64,
+    /// Instruction pointer.
+    pub ip: u64,
+    /// Address (page and capability faults), exception or system call number.
+    pub address: u64,
+    /// Page-fault error code, exception error code.
+    pub code: u64,
+}
+
+/// Why the mem-server refuses a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What the VM's reservation and its overhead need.
+    pub needed: Pages,
+    /// What is not reserved by others.
+    pub available: Pages,
+}
+
+/// What any server may ask of the root-task. Who asks is known by the badge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootRequest {
+    /// vmm-server: the guest is loaded. The root-task takes the kernel and module mappings away.
+    Ready,
+    /// The next command for the caller, if any.
+    NextCommand,
+    /// vmm-server: something happened to the VM.
+    Event(VmEvent),
+    /// mem-server: the vmm-server of `vm` faulted outside its window. It is not answered.
+    ServerFault {
+        /// Whose vmm-server.
+        vm: VmId,
+        /// The fault.
+        fault: FaultReport,
+    },
+    /// mem-server, to [`MemCommand::Admit`]: the VM's reservation is kept for it.
+    Admitted {
+        /// The VM.
+        vm: VmId,
+    },
+    /// mem-server, to [`MemCommand::Admit`] or [`MemCommand::SetMemory`]: it cannot be met.
+    Refused {
+        /// The VM.
+        vm: VmId,
+        /// The numbers.
+        refusal: Refusal,
+    },
+    /// mem-server, to [`MemCommand::Release`]: everything of the VM is free again.
+    Released {
+        /// The VM.
+        vm: VmId,
+        /// Free pages of the machine now.
+        free: Pages,
+    },
+    /// io-sched-server, to [`IoCommand::Attach`]: the client's ring is served.
+    Attached {
+        /// The client.
+        client: u16,
+        /// Size of its disk in 512-byte sectors.
+        sectors: u64,
+    },
+    /// io-sched-server, to [`IoCommand::Attach`]: no such partition, or the disk does not answer.
+    AttachFailed {
+        /// The client.
+        client: u16,
+        /// The reason, one line for the user.
+        why: Text,
+    },
+    /// io-sched-server, to [`IoCommand::Detach`]: the device touches the client's ring no more.
+    Detached {
+        /// The client.
+        client: u16,
+    },
+    /// Any server, to a `Set...` command: done.
+    Applied,
+    /// Any server's panic handler: it faults next.
+    Panicked {
+        /// Message and place.
+        message: Text,
+    },
+}
+
+/// What the root-task answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootReply {
+    /// Understood.
+    Done,
+    /// There is no command.
+    NoCommand,
+    /// The next command.
+    Command(Command),
+    /// The caller may not ask this, or not now.
+    Refused,
+}
+
+/// What the root-task tells a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// To a vmm-server.
+    Vmm(VmmCommand),
+    /// To the mem-server.
+    Mem(MemCommand),
+    /// To the io-sched-server.
+    Io(IoCommand),
+}
+
+/// What the root-task tells a vmm-server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmCommand {
+    /// Enter the guest no more; answer with [`VmEvent::Paused`].
+    Pause,
+    /// Go on; answer with [`VmEvent::Resumed`].
+    Resume,
+    /// Press the guest's ACPI power button.
+    PowerButton,
+    /// The guest's balloon should hold this many pages.
+    SetBalloon {
+        /// Its size.
+        target: Pages,
+    },
+}
+
+/// What the root-task tells the mem-server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemCommand {
+    /// A VM is about to start: keep its reservation. Its capabilities are placed after the answer.
+    Admit {
+        /// The VM.
+        vm: VmId,
+        /// Its claim.
+        memory: Memory,
+        /// Its group, an index into [`crate::startup::MemStart::groups`].
+        group: Option<u8>,
+    },
+    /// The vmm-server of a VM has ended: take everything back.
+    Release {
+        /// The VM.
+        vm: VmId,
+    },
+    /// A running VM's claim changes (answer [`RootRequest::Applied`] or [`RootRequest::Refused`]).
+    SetMemory {
+        /// The VM.
+        vm: VmId,
+        /// The new claim.
+        memory: Memory,
+    },
+}
+
+/// What the root-task tells the io-sched-server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoCommand {
+    /// A client's ring is mapped and its notification is in place: serve it.
+    Attach {
+        /// The client.
+        client: u16,
+        /// Its virtual disk.
+        disk: Disk,
+        /// Its group, if any.
+        group: Option<u8>,
+        /// Physical address of the ring's memory (contiguous).
+        ring_paddr: u64,
+    },
+    /// A client has ended: let the device finish, then forget it.
+    Detach {
+        /// The client.
+        client: u16,
+    },
+    /// A client's claim changes (answer [`RootRequest::Applied`]).
+    SetDisk {
+        /// The client.
+        client: u16,
+        /// Its virtual disk with the new claim.
+        disk: Disk,
+    },
+}
+
+/// Counters of a vmm-server in its shared page, from [`crate::startup::shared::COUNTERS`] on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum VmmCounter {
+    /// Exits by CPUID.
+    ExitCpuid,
+    /// Exits by RDMSR and WRMSR.
+    ExitMsr,
+    /// Exits by port I/O.
+    ExitIo,
+    /// Exits by nested page faults that the mem-server answered.
+    ExitFaultIn,
+    /// Exits by nested page faults on device registers.
+    ExitMmio,
+    /// Exits by HLT.
+    ExitHlt,
+    /// Exits by VMMCALL.
+    ExitVmmcall,
+    /// Interrupt windows.
+    ExitWindow,
+    /// All other exits.
+    ExitOther,
+    /// Returns of VMEnter by notification.
+    Notified,
+    /// Interrupts given to the guest.
+    Injected,
+    /// Nanoseconds spent halted.
+    HaltedNanos,
+    /// Disk requests completed.
+    DiskRequests,
+    /// Median disk latency as the guest's device saw it, in nanoseconds.
+    DiskLatencyP50,
+    /// 99th percentile of the same.
+    DiskLatencyP99,
+    /// Pages in the balloon.
+    BalloonPages,
+    /// Number of counters.
+    Count,
+}
+
+/// Counters of the mem-server: machine-wide first, then [`MEM_VM_COUNTERS`] per VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum MemCounter {
+    /// Pages of the machine it owns.
+    TotalPages,
+    /// Pages free.
+    FreePages,
+    /// Pages used for its own capabilities and tables.
+    MetadataPages,
+    /// Faults answered.
+    Faults,
+    /// Number of counters.
+    Count,
+}
+
+/// Counters of one VM at the mem-server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum MemVmCounter {
+    /// Pages the guest believes it has.
+    SizePages,
+    /// Pages it has been given.
+    GrantedPages,
+    /// Estimate of pages in active use.
+    ActivePages,
+    /// Pages taken by the balloon.
+    BalloonedPages,
+    /// Pages shared.
+    SharedPages,
+    /// Pages swapped out.
+    SwappedPages,
+    /// Current target of its memory in pages.
+    TargetPages,
+    /// Number of counters.
+    Count,
+}
+
+/// Counters of one client at the io-sched-server; client n's start at [`io_counter`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum IoCounter {
+    /// Requests completed.
+    Requests,
+    /// Bytes moved.
+    Bytes,
+    /// Median latency in nanoseconds.
+    LatencyP50,
+    /// 99th percentile of the latency in nanoseconds.
+    LatencyP99,
+    /// Requests that ended in an error.
+    Errors,
+    /// Number of counters.
+    Count,
+}
+
+/// Counters per VM at the mem-server.
+pub const MEM_VM_COUNTERS: usize = 16;
+/// Counters per client at the io-sched-server.
+pub const IO_CLIENT_COUNTERS: usize = 6;
+
+/// Word of a vmm-server's shared page with `counter`.
+pub const fn vmm_counter(counter: VmmCounter) -> usize {
+    crate::startup::shared::COUNTERS + counter as usize
+}
+
+/// Word of the mem-server's shared page with `counter`.
+pub const fn mem_counter(counter: MemCounter) -> usize {
+    crate::startup::shared::COUNTERS + counter as usize
+}
+
+/// Word of the mem-server's shared page with `counter` of `vm`.
+pub const fn mem_vm_counter(vm: VmId, counter: MemVmCounter) -> usize {
+    crate::startup::shared::COUNTERS + 16 + vm.0 as usize * MEM_VM_COUNTERS + counter as usize
+}
+
+/// Word of the io-sched-server's shared page with `counter` of `client`.
+pub const fn io_counter(client: u16, counter: IoCounter) -> usize {
+    crate::startup::shared::COUNTERS + 16 + client as usize * IO_CLIENT_COUNTERS + counter as usize
+}
+
+const _: () = {
+    use crate::startup::shared::WORDS;
+    assert!(MemCounter::Count as usize <= 16);
+    assert!(MemVmCounter::Count as usize <= MEM_VM_COUNTERS);
+    assert!(IoCounter::Count as usize <= IO_CLIENT_COUNTERS);
+    assert!(vmm_counter(VmmCounter::Count) <= WORDS);
+    assert!(mem_vm_counter(VmId(crate::units::MAX_VMS as u16), MemVmCounter::SizePages) <= WORDS);
+    assert!(io_counter(crate::slots::IO_CLIENTS_MAX as u16, IoCounter::Requests) <= WORDS);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interface::{PAYLOAD_MAX, decode, decode_reply, encode};
+    use crate::system::IoControl;
+
+    #[test]
+    fn longest_messages_fit_the_ipc_buffer() {
+        let mut text = Text::new();
+        while text.push('x').is_ok() {}
+        let mut buffer = [0; PAYLOAD_MAX];
+        let request =
+            RootRequest::Event(VmEvent::Unsupported { rip: u64::MAX, exit: u64::MAX, what: text });
+        let bytes = encode(&request, &mut buffer).unwrap();
+        assert_eq!(decode::<Root>(Root::LABEL, bytes), Ok(request));
+        let mut name = crate::system::Name::new();
+        while name.push('x').is_ok() {}
+        let reply = RootReply::Command(Command::Io(IoCommand::Attach {
+            client: u16::MAX,
+            disk: Disk { partition: name, read_only: true, io: IoControl::default() },
+            group: Some(255),
+            ring_paddr: u64::MAX,
+        }));
+        let bytes = encode(&reply, &mut buffer).unwrap();
+        assert_eq!(decode_reply::<Root>(bytes), Ok(reply));
+    }
+}
