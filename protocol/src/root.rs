@@ -269,10 +269,6 @@ pub enum VmmCounter {
     HaltedNanos,
     /// Disk requests completed.
     DiskRequests,
-    /// Median disk latency as the guest's device saw it, in nanoseconds.
-    DiskLatencyP50,
-    /// 99th percentile of the same.
-    DiskLatencyP99,
     /// Pages in the balloon.
     BalloonPages,
     /// Number of counters.
@@ -291,28 +287,40 @@ pub enum MemCounter {
     MetadataPages,
     /// Faults answered.
     Faults,
+    /// 0 high, 1 soft, 2 hard, 3 low.
+    State,
     /// Number of counters.
     Count,
 }
 
-/// Counters of one VM at the mem-server.
+/// Counters of one VM at the mem-server; all but the last in pages, as [`crate::link::MemoryStats`] names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum MemVmCounter {
-    /// Pages the guest believes it has.
-    SizePages,
-    /// Pages it has been given.
-    GrantedPages,
-    /// Estimate of pages in active use.
-    ActivePages,
-    /// Pages taken by the balloon.
-    BalloonedPages,
-    /// Pages shared.
-    SharedPages,
-    /// Pages swapped out.
-    SwappedPages,
-    /// Current target of its memory in pages.
-    TargetPages,
+    /// What the guest sees.
+    Size,
+    /// Pages that back it now.
+    Granted,
+    /// Estimate of what it uses.
+    Active,
+    /// Its pages that are shared.
+    Shared,
+    /// What sharing saves.
+    Saved,
+    /// Pages its balloon holds.
+    Balloon,
+    /// Pages its balloon should hold.
+    BalloonTarget,
+    /// Its pages on the swap partition.
+    Swapped,
+    /// Its pages in the compressed tier.
+    Compressed,
+    /// What the mem-server spends on it.
+    Overhead,
+    /// Its allocation target.
+    Target,
+    /// Faults answered for it.
+    Faults,
     /// Number of counters.
     Count,
 }
@@ -321,16 +329,32 @@ pub enum MemVmCounter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum IoCounter {
-    /// Requests completed.
-    Requests,
-    /// Bytes moved.
-    Bytes,
+    /// Reads completed.
+    Reads,
+    /// Writes completed.
+    Writes,
+    /// Flushes completed.
+    Flushes,
+    /// Bytes read.
+    ReadBytes,
+    /// Bytes written.
+    WrittenBytes,
+    /// Requests that ended in an error.
+    Errors,
     /// Median latency in nanoseconds.
     LatencyP50,
     /// 99th percentile of the latency in nanoseconds.
     LatencyP99,
-    /// Requests that ended in an error.
-    Errors,
+    /// Requests waiting in the scheduler.
+    Queued,
+    /// Requests in the device.
+    InDevice,
+    /// Requests served in the reservation phase.
+    ByReservation,
+    /// Requests served by shares.
+    ByWeight,
+    /// Ring entries that were no requests.
+    Violations,
     /// Number of counters.
     Count,
 }
@@ -338,7 +362,7 @@ pub enum IoCounter {
 /// Counters per VM at the mem-server.
 pub const MEM_VM_COUNTERS: usize = 16;
 /// Counters per client at the io-sched-server.
-pub const IO_CLIENT_COUNTERS: usize = 6;
+pub const IO_CLIENT_COUNTERS: usize = 14;
 
 /// Word of a vmm-server's shared page with `counter`.
 pub const fn vmm_counter(counter: VmmCounter) -> usize {
@@ -366,8 +390,8 @@ const _: () = {
     assert!(MemVmCounter::Count as usize <= MEM_VM_COUNTERS);
     assert!(IoCounter::Count as usize <= IO_CLIENT_COUNTERS);
     assert!(vmm_counter(VmmCounter::Count) <= WORDS);
-    assert!(mem_vm_counter(VmId(crate::units::MAX_VMS as u16), MemVmCounter::SizePages) <= WORDS);
-    assert!(io_counter(crate::slots::IO_CLIENTS_MAX as u16, IoCounter::Requests) <= WORDS);
+    assert!(mem_vm_counter(VmId(crate::units::MAX_VMS as u16), MemVmCounter::Size) <= WORDS);
+    assert!(io_counter(crate::io::MAX_CLIENTS as u16, IoCounter::Reads) <= WORDS);
 };
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! root-task fills these slots before the first instruction; everything from
 //! [`crate::startup::Startup::free_slots`] on is the server's own.
 
-use crate::system::DISKS_MAX;
+use crate::io::MAX_CLIENTS;
 use crate::units::{MAX_VMS, VmId};
 
 /// Always empty.
@@ -30,7 +30,7 @@ pub const TIMER: u64 = 9;
 
 /// vmm-server: the mem-server's endpoint, badged with [`mem_badge`].
 pub const VMM_MEM_ENDPOINT: u64 = 16;
-/// vmm-server: the io-sched-server's endpoint, badged with [`io_badge`] of its VM's first disk; one slot per disk.
+/// vmm-server: the io-sched-server's endpoint, badged with [`io_badge`] of the client that is its VM's first disk; one slot per disk.
 pub const VMM_IO_ENDPOINTS: u64 = 20;
 /// vmm-server: the VCPU of its thread.
 pub const VMM_VCPU: u64 = 17;
@@ -68,15 +68,8 @@ pub const IO_CLIENT_NOTIFY: u64 = 64;
 /// Reply objects a calling server can park.
 pub const REPLY_COUNT: u64 = 32;
 
-/// Most clients of the io-sched-server: every disk of every VM, and the mem-server's swap.
-pub const IO_CLIENTS_MAX: usize = MAX_VMS * DISKS_MAX + 1;
-/// Client number of the mem-server's swap partition.
-pub const SWAP_CLIENT: u16 = (MAX_VMS * DISKS_MAX) as u16;
-
-/// Client number of `vm`'s disk `disk` at the io-sched-server.
-pub const fn disk_client(vm: VmId, disk: u8) -> u16 {
-    vm.0 * DISKS_MAX as u16 + disk as u16
-}
+/// Client number of the mem-server's swap partition; disks of VMs get the others as they start.
+pub const SWAP_CLIENT: u16 = MAX_CLIENTS as u16 - 1;
 
 /// Bits of a server's own notification.
 pub mod notify {
@@ -153,13 +146,13 @@ pub fn mem_client(badge: u64) -> Option<VmId> {
 
 /// Badge of client `client`'s capability to the io-sched-server.
 pub const fn io_badge(client: u16) -> u64 {
-    0x100 | client as u64
+    client as u64 + 1
 }
 
 /// The client number whose badge at the io-sched-server is `badge`, if there is one.
 pub fn io_client(badge: u64) -> Option<u16> {
-    let client = badge.checked_sub(0x100)?;
-    (client < IO_CLIENTS_MAX as u64).then_some(client as u16)
+    let client = badge.checked_sub(1)?;
+    (client < MAX_CLIENTS as u64).then_some(client as u16)
 }
 
 const _: () = assert!(MEM_VM + MEM_VM_SLOTS * MAX_VMS as u64 <= MEM_UNTYPEDS);

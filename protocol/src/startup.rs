@@ -36,8 +36,8 @@ pub const STACK_TOP: u64 = 0x21f_f000;
 pub const HEAP_VADDR: u64 = 0x400_0000;
 /// vmm-server: ring memory of its first disk; each further disk [`RING_STRIDE`] higher.
 pub const VMM_RING_VADDR: u64 = 0x800_0000;
-/// Address space kept for one ring's memory.
-pub const RING_STRIDE: u64 = 0x80_0000;
+/// Address space kept for one ring's memory, a `ring::BLK_RING_BYTES` long area.
+pub const RING_STRIDE: u64 = 0x20_0000;
 /// io-sched-server: ring memory of client 0; client n's [`RING_STRIDE`] `* n` higher.
 pub const IO_RING_VADDR: u64 = 0x4000_0000;
 /// io-sched-server: device registers, as listed in [`PciFunction::bars`].
@@ -53,6 +53,8 @@ pub const MEM_FREE_VADDR: u64 = 0x20_0000_0000;
 
 /// Longest encoded [`Startup`].
 pub const STARTUP_MAX: usize = 4096 - 4;
+
+const _: () = assert!(crate::ring::BLK_RING_BYTES as u64 <= RING_STRIDE);
 
 /// A mapped range of the server's address space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
