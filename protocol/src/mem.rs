@@ -1,15 +1,17 @@
-//! What a client may ask of the mem-server.
+//! What a vmm-server may ask of the mem-server.
 //!
-//! Three kinds of message arrive on the mem-server's endpoint, told apart by badge and label:
+//! Three kinds of message arrive on the mem-server's endpoint, told apart by badge ([`crate::slots::mem_badge`], with
+//! [`crate::slots::FAULT_BADGE`] for faults) and label:
 //!
-//! * **Hot calls** of a vmm-server: fixed words, labels [`FAULT_IN`], [`RELEASE`], [`DEFLATE`].
-//! * **Control calls** of the root-task and of vmm-servers: postcard, label [`Mem::LABEL`].
-//! * **Faults** of vmm threads (badge [`badge::fault`]): the kernel's own message. A page fault inside
+//! * **Hot calls**: fixed words, labels [`FAULT_IN`], [`RELEASE`], [`DEFLATE`].
+//! * **Control calls**: postcard, label [`Mem::LABEL`].
+//! * **Faults** of vmm threads: the kernel's own message. A page fault inside
 //!   the guest window is answered by mapping the page (faulting it in first if need be) and the thread
 //!   goes on; it sees nothing but time. A fault in the window on an address that is not guest memory,
-//!   and every other fault, is never answered: the mem-server keeps its words, signals the root-task's
-//!   notification, and the root-task fetches them with [`MemRequest::NextEvent`]. (A call from
-//!   mem-server to root-task would close a cycle: the root-task calls the mem-server.)
+//!   and every other fault, is never answered: the mem-server reports it with
+//!   [`crate::root::RootRequest::ServerFault`] and the thread stands still.
+//!
+//! The root-task never calls: what it wants comes as [`crate::root::MemCommand`].
 
 use serde::{Deserialize, Serialize};
 
@@ -54,44 +56,13 @@ pub mod release_reason {
     pub const FREE_REPORT: u64 = 1;
 }
 
-/// Badges on the mem-server's endpoint and notification.
-pub mod badge {
-    use crate::units::VmId;
-
-    /// The root-task.
-    pub const ROOT: u64 = 1;
-    const VM: u64 = 0x100;
-    const FAULT: u64 = 0x1_0000;
-
-    /// Calls of the vmm-server of `vm`.
-    pub const fn vmm(vm: VmId) -> u64 {
-        VM + vm.0 as u64
-    }
-
-    /// Faults of the threads of that vmm-server: badge of its fault endpoint capability.
-    pub const fn fault(vm: VmId) -> u64 {
-        FAULT + VM + vm.0 as u64
-    }
-
-    /// Whose badge it is, and whether it is a fault; `None` for the root-task and unknown badges.
-    pub const fn vm_of(badge: u64) -> Option<(VmId, bool)> {
-        let is_fault = badge & FAULT != 0;
-        let index = (badge & !FAULT).wrapping_sub(VM);
-        if index < crate::units::MAX_VMS as u64 {
-            Some((VmId(index as u16), is_fault))
-        } else {
-            None
-        }
-    }
-}
-
 /// Reply label of a refused [`FAULT_IN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u64)]
 pub enum Refusal {
     /// The frame is not guest memory: a device, or nothing. The vmm-server emulates the access.
     NotMemory = 1,
-    /// No frame can be found even by swapping. The VM waits or is stopped; reported to the root-task.
+    /// No frame can be found even by swapping. The vmm-server waits for [`crate::slots::notify::MEM`] and tries again.
     NoMemory = 2,
     /// The page was swapped out and the disk does not give it back. Inject a machine check.
     Lost = 3,
@@ -265,92 +236,33 @@ impl Interface for Mem {
     type Reply = MemReply;
 }
 
-/// A control call. "root" and "vmm" say who may ask; anyone else gets [`MemError::NotAllowed`].
+/// A control call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemRequest {
-    /// root: admit a VM and build its nested tables. Extra capability 0: the vmm-server's VSpace, into which
-    /// the window is paged. Reply [`MemReply::Created`], whose extra capability 0 is the nested root.
-    CreateVm {
-        /// Identity, not in use.
-        vm: VmId,
-        /// Memory as configured.
-        memory: VmMemory,
-    },
-    /// root: take everything back; its vmm-server must not run any more. Reply [`MemReply::Freed`].
-    DestroyVm {
-        /// Which.
-        vm: VmId,
-    },
-    /// root: change controls; refused like an admission if the new reservation cannot be met.
-    SetControls {
-        /// Which.
-        vm: VmId,
-        /// All of them.
-        controls: Controls,
-    },
-    /// root: fix the balloon by hand (`Some`), or give it back to the policy (`None`).
-    SetBalloon {
-        /// Which.
-        vm: VmId,
-        /// Size of the balloon.
-        target: Option<Pages>,
-    },
-    /// root: change the machine's idle memory tax (per cent, 0..=99).
-    SetTax {
-        /// Per cent.
-        percent: u8,
-    },
-    /// root: machine-wide figures. Reply [`MemReply::Machine`].
-    Machine,
-    /// root or the VM's vmm: figures of one VM. Reply [`MemReply::Stats`].
-    Stats {
-        /// Which.
-        vm: VmId,
-    },
-    /// root: every term behind the VM's current target. Reply [`MemReply::Explanation`].
-    Explain {
-        /// Which.
-        vm: VmId,
-    },
-    /// root: the oldest event not fetched yet. Reply [`MemReply::Event`].
-    NextEvent,
-    /// vmm: own memory, balloon target and whether to report free pages. Reply [`MemReply::Info`]. Asked at start
-    /// and whenever the mem-server signals the vmm ([`MemReply::Info`] changes at most once per balloon period).
+    /// Own memory, balloon target and whether to report free pages. Reply [`MemReply::Info`]. Asked at start
+    /// and whenever the mem-server signals [`crate::slots::notify::MEM`].
     Info,
-    /// vmm: the balloon device is driven by a driver (or not any more: guest reset). Reply [`MemReply::Done`].
+    /// The balloon device is driven by a driver (or not any more: guest reset). Reply [`MemReply::Done`].
     BalloonReady {
         /// The driver has set DRIVER_OK and negotiated the balloon.
         ready: bool,
     },
-    /// vmm: what the statistics queue said. Reply [`MemReply::Info`].
+    /// What the statistics queue said. Reply [`MemReply::Info`].
     GuestStats(GuestStats),
-    /// vmm: the guest was reset. Every page becomes absent, balloon empty. Reply [`MemReply::Freed`].
+    /// The guest was reset. Every page becomes absent, the balloon empty. Reply [`MemReply::Freed`].
     Reset,
 }
 
 /// The answer to a [`MemRequest`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemReply {
     /// Done, nothing to say.
     Done,
-    /// The VM was admitted.
-    Created {
-        /// Pages reserved for it: reservation and overhead.
-        reserved: Pages,
-    },
     /// Pages that came back to the free pool.
     Freed {
         /// How many.
         pages: Pages,
     },
-    /// [`MemRequest::Machine`].
-    Machine(MachineStats),
-    /// [`MemRequest::Stats`].
-    Stats(VmStats),
-    /// [`MemRequest::Explain`].
-    Explanation(Explanation),
-    /// [`MemRequest::NextEvent`]; `None` when there is none.
-    Event(Option<MemEvent>),
     /// [`MemRequest::Info`].
     Info(VmInfo),
     /// Refused; nothing changed.
@@ -362,230 +274,8 @@ pub enum MemReply {
 pub enum MemError {
     /// The bytes were no request.
     Decode(DecodeError),
-    /// This badge may not ask that.
-    NotAllowed,
-    /// The identity is taken, or too large.
-    VmInUse,
-    /// No such VM.
+    /// The caller's VM is not admitted.
     NoSuchVm,
-    /// The size is 0, not a multiple of 2 MiB, or more than a VM can have.
-    BadSize {
-        /// What was asked.
-        size: Pages,
-    },
-    /// Not reservation <= limit <= size, shares 0, or a tax above 99.
-    BadControls,
-    /// Reservation and overhead cannot be reserved in memory.
-    NotEnoughMemory {
-        /// Reservation plus overhead asked.
-        asked: Pages,
-        /// Overhead part of it.
-        overhead: Pages,
-        /// Reserved by others.
-        reserved: Pages,
-        /// All the memory there is to reserve.
-        total: Pages,
-    },
-    /// Limit less reservation cannot be reserved in swap space.
-    NotEnoughSwap {
-        /// Limit less reservation.
-        asked: Pages,
-        /// Reserved by others.
-        reserved: Pages,
-        /// All the swap space there is.
-        total: Pages,
-    },
-    /// No kernel object memory or capability slots; the kernel's error number, 0 if the server ran out itself.
-    Objects {
-        /// Kernel error.
-        error: u64,
-    },
-    /// A capability that had to come with the request did not.
-    MissingCapability,
-}
-
-/// Memory pressure, from free memory (P4: 6, 4, 2 and 1 per cent).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-pub enum PressureState {
-    /// Enough: nothing is reclaimed.
-    #[default]
-    High,
-    /// Reclaim by balloon, by paging only where there is no balloon.
-    Soft,
-    /// Reclaim by paging.
-    Hard,
-    /// Reclaim by paging, and VMs above their target wait.
-    Low,
-}
-
-/// Pages of a machine or a VM by state. Their sum is all there are: the accounting invariant.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StateCounts {
-    /// Never touched, or taken away known zero.
-    pub absent: u64,
-    /// Backed by a frame of its own.
-    pub private: u64,
-    /// Backed by a frame others use too.
-    pub shared: u64,
-    /// Backed by the one frame of zeros.
-    pub zero: u64,
-    /// Given up to the balloon.
-    pub ballooned: u64,
-    /// Compressed in memory.
-    pub compressed: u64,
-    /// On the swap partition.
-    pub swapped: u64,
-    /// On its way to or from the swap partition.
-    pub in_flight: u64,
-}
-
-impl StateCounts {
-    /// All pages.
-    pub const fn total(&self) -> u64 {
-        self.absent
-            + self.private
-            + self.shared
-            + self.zero
-            + self.ballooned
-            + self.compressed
-            + self.swapped
-            + self.in_flight
-    }
-}
-
-/// Machine-wide figures, in pages unless said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineStats {
-    /// Frames the mem-server manages.
-    pub total: u64,
-    /// Free frames.
-    pub free: u64,
-    /// Frames backing guests' pages, each counted once.
-    pub guest: u64,
-    /// Frames holding compressed pages.
-    pub compressed_pool: u64,
-    /// Frames spent on capabilities, page tables and the server's own tables.
-    pub overhead: u64,
-    /// Frames put by for copy-on-write breaks.
-    pub cow_reserve: u64,
-    /// Pages of guests that share a frame ("shared").
-    pub shared: u64,
-    /// Frames they share ("common").
-    pub common: u64,
-    /// Pages reclaimed by sharing ("saving").
-    pub saved: u64,
-    /// Of those, pages of zeros.
-    pub zero_saved: u64,
-    /// Swap slots in all and in use.
-    pub swap_total: u64,
-    /// In use.
-    pub swap_used: u64,
-    /// Memory reserved by admission.
-    pub reserved: u64,
-    /// Pressure.
-    pub state: PressureState,
-    /// Machine's idle memory tax in per cent.
-    pub tax: u8,
-    /// Pages the scanner looked at.
-    pub scanned: u64,
-    /// Pages it merged.
-    pub merged: u64,
-    /// False matches: same hash, other contents.
-    pub false_matches: u64,
-}
-
-/// Figures of one VM, in pages unless said; in comments esxtop's word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmStats {
-    /// MEMSZ.
-    pub size: u64,
-    /// GRANT: backed by memory, shared ones included.
-    pub granted: u64,
-    /// Frames charged: private plus its part of shared and compressed ones.
-    pub consumed: u64,
-    /// TCHD: touched in the last sampling period, estimated.
-    pub touched: u64,
-    /// ACTV: working set estimate (maximum of the three averages).
-    pub active: u64,
-    /// ACTVS, ACTVF, ACTVN: slow, fast and current average, in per mille of the VM's pages.
-    pub average_permille: [u16; 3],
-    /// By state.
-    pub states: StateCounts,
-    /// SHRDSVD: memory saved by sharing.
-    pub saved: u64,
-    /// MCTLSZ.
-    pub balloon: u64,
-    /// MCTLTGT.
-    pub balloon_target: u64,
-    /// SWTGT.
-    pub swap_target: u64,
-    /// Current target of the allocation policy.
-    pub target: u64,
-    /// Idle memory tax paid: pages it would have with tax 0 and does not.
-    pub tax_paid: u64,
-    /// Overhead: capabilities, tables.
-    pub overhead: u64,
-    /// Faults by kind: zero fill, copy-on-write, decompressed, swapped in, balloon popped, window.
-    pub faults: [u64; 6],
-    /// Waiting because of [`PressureState::Low`].
-    pub blocked: bool,
-}
-
-/// Every term behind a VM's current target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// Figures of the VM.
-    pub stats: VmStats,
-    /// Its controls.
-    pub controls: Controls,
-    /// Shares after the idle memory tax: `shares * 1000 / (f + k (1 - f))`.
-    pub taxed_shares: u64,
-    /// Tax in force, per cent.
-    pub tax: u8,
-    /// Pages divided among all VMs.
-    pub budget: u64,
-    /// Sum of all reservations.
-    pub sum_reservations: u64,
-    /// The water level times 1000: target pages per taxed share before clamping.
-    pub level_milli: u64,
-    /// Which bound the target rests on.
-    pub bound: TargetBound,
-    /// Target were there no tax.
-    pub untaxed_target: u64,
-    /// When it was computed.
-    pub at: Nanos,
-    /// What made it be computed.
-    pub trigger: Trigger,
-}
-
-/// What a target rests on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TargetBound {
-    /// The reservation holds it up.
-    Reservation,
-    /// In between: its taxed shares decide.
-    #[default]
-    Shares,
-    /// The limit holds it down.
-    Limit,
-}
-
-/// What makes targets be computed anew.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Trigger {
-    /// Controls or tax changed.
-    #[default]
-    Controls,
-    /// A VM came.
-    Added,
-    /// A VM went.
-    Removed,
-    /// Free memory crossed a threshold.
-    Threshold,
-    /// The rebalance period is over.
-    Periodic,
 }
 
 /// What a vmm-server must know about its VM's memory.
@@ -603,52 +293,9 @@ pub struct VmInfo {
     pub stats_period: Nanos,
 }
 
-/// Something the root-task must know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MemEvent {
-    /// A vmm thread faulted outside its window, or on a window address without memory: it stands still.
-    ServerFault {
-        /// Whose.
-        vm: VmId,
-        /// The kernel's fault label.
-        label: u64,
-        /// The first words of the kernel's fault message; 0 beyond its end.
-        words: [u64; 5],
-    },
-    /// A fault-in failed for want of memory.
-    OutOfMemory {
-        /// Whose.
-        vm: VmId,
-        /// The guest frame.
-        gfn: Gfn,
-    },
-    /// A page is lost on the swap disk.
-    PageLost {
-        /// Whose.
-        vm: VmId,
-        /// The guest frame.
-        gfn: Gfn,
-    },
-    /// Pressure changed.
-    Pressure {
-        /// From.
-        from: PressureState,
-        /// To.
-        to: PressureState,
-        /// Free pages then.
-        free: Pages,
-    },
-    /// Events were dropped because nobody fetched them.
-    Overflow {
-        /// How many.
-        dropped: u32,
-    },
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::interface::{PAYLOAD_MAX, decode, decode_reply, encode};
 
     #[test]
     fn ranges_survive_a_word() {
@@ -658,17 +305,6 @@ mod tests {
         }
         assert_eq!(GfnRange::new(Gfn(0), 0), None);
         assert_eq!(GfnRange::new(Gfn(1 << 40), 1), None);
-    }
-
-    #[test]
-    fn badges_name_one_vm_each() {
-        assert_eq!(badge::vm_of(badge::ROOT), None);
-        assert_eq!(badge::vm_of(0), None);
-        for index in 0..crate::units::MAX_VMS as u16 {
-            assert_eq!(badge::vm_of(badge::vmm(VmId(index))), Some((VmId(index), false)));
-            assert_eq!(badge::vm_of(badge::fault(VmId(index))), Some((VmId(index), true)));
-        }
-        assert_eq!(badge::vm_of(badge::vmm(VmId(crate::units::MAX_VMS as u16))), None);
     }
 
     #[test]
@@ -682,49 +318,5 @@ mod tests {
         for index in [0, 77, LOW_MAX.0 as u32 - 1, LOW_MAX.0 as u32 + 511] {
             assert_eq!(memory.index_of(memory.gfn_of(index)), Some(index));
         }
-    }
-
-    #[test]
-    fn the_largest_messages_fit() {
-        let mut buffer = [0; PAYLOAD_MAX];
-        let controls = Controls {
-            reservation: Pages(u64::MAX),
-            limit: Pages(u64::MAX),
-            shares: u32::MAX,
-            tax: Some(99),
-            sharing: Sharing::Group(u16::MAX),
-        };
-        let stats = VmStats {
-            size: u64::MAX,
-            granted: u64::MAX,
-            consumed: u64::MAX,
-            touched: u64::MAX,
-            active: u64::MAX,
-            average_permille: [u16::MAX; 3],
-            faults: [u64::MAX; 6],
-            ..VmStats::default()
-        };
-        let reply = MemReply::Explanation(Explanation {
-            stats,
-            controls,
-            taxed_shares: u64::MAX,
-            tax: 99,
-            budget: u64::MAX,
-            sum_reservations: u64::MAX,
-            level_milli: u64::MAX,
-            bound: TargetBound::Limit,
-            untaxed_target: u64::MAX,
-            at: Nanos(u64::MAX),
-            trigger: Trigger::Periodic,
-        });
-        let bytes = encode(&reply, &mut buffer).unwrap();
-        assert_eq!(decode_reply::<Mem>(bytes), Ok(reply));
-        let request = MemRequest::CreateVm {
-            vm: VmId(3),
-            memory: VmMemory { controls, ..VmMemory::new(Pages(512)) },
-        };
-        let mut buffer = [0; PAYLOAD_MAX];
-        let bytes = encode(&request, &mut buffer).unwrap();
-        assert_eq!(decode::<Mem>(Mem::LABEL, bytes), Ok(request));
     }
 }
