@@ -1,2 +1,134 @@
 //! The microkernel: capabilities, threads, endpoints, frames, virtual CPUs.
-#![cfg_attr(not(test), no_std)]
+//!
+//! The library is portable: generic over [`Hw`], with all objects in physical memory behind [`mem::Ref`]. The machine code around
+//! it (package binary, `arch`) takes the big lock, calls one of the entries below and does what [`Resume`] says.
+//!
+//! | entry | called when |
+//! |---|---|
+//! | [`Kernel::handle_syscall`] | SYSCALL by the core's current thread |
+//! | [`Kernel::handle_fault`] | exception in user mode |
+//! | [`Kernel::handle_interrupt`] | external interrupt, reschedule or stall IPI, in user mode, in a guest or while idle |
+//! | [`Kernel::handle_timer`] | the per-core timer fired |
+//! | [`Kernel::handle_guest_exit`] | VMRUN returned for a reason other than an external interrupt |
+//!
+//! Invariants: (A) a core's current thread is runnable and has a released scheduling context of that core, or there is none (idle);
+//! (B) the current thread is in no queue; (C) a runnable thread with a scheduling context is in the ready queue, in the release
+//! queue or current; (D) whatever the kernel remembers about user memory is in a capability slot, so revocation finds it.
+#![cfg_attr(target_os = "none", no_std)]
+
+pub mod cap;
+pub mod hw;
+pub mod limits;
+pub mod mem;
+pub mod object;
+
+use cap::Slot;
+use hw::{Hw, IrqRoute};
+use limits::{ASID_POOL_ENTRIES, ASID_POOLS, IRQ_LINES, MAX_CORES, PRIORITIES};
+use mem::{PhysAddr, Ref};
+use object::sched_context::SchedContext;
+use object::tcb::Tcb;
+
+/// What the core does when the kernel is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Load the thread's registers and go on in user mode.
+    User(Ref<Tcb>),
+    /// Enter the guest of the thread's virtual CPU.
+    Guest(Ref<Tcb>),
+    /// Wait for an interrupt; nothing is runnable here.
+    Idle,
+}
+
+/// An exception in user mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultInfo {
+    /// Page fault: address (CR2) and error code.
+    Page {
+        /// Faulting address.
+        address: u64,
+        /// Error code of the processor.
+        code: u64,
+    },
+    /// Any other exception.
+    Exception {
+        /// Vector.
+        vector: u64,
+        /// Error code, 0 where there is none.
+        code: u64,
+    },
+    /// Software interrupt (vectors 158 to 254 count as unknown system calls); rip is behind the instruction.
+    SoftwareInterrupt {
+        /// Vector.
+        vector: u64,
+    },
+}
+
+/// What the scheduler does at the end of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Go on with the current thread if it still may.
+    Resume,
+    /// Take the highest ready thread.
+    ChooseNew,
+    /// Switch to this one, unless something better is ready.
+    Switch(Ref<Tcb>),
+}
+
+/// A queue of ready threads of one priority.
+#[derive(Clone, Copy)]
+pub(crate) struct Queue {
+    pub(crate) head: Option<Ref<Tcb>>,
+    pub(crate) tail: Option<Ref<Tcb>>,
+}
+
+/// What the kernel knows of one core.
+pub struct Core {
+    /// Thread whose registers the core carries.
+    pub(crate) current: Option<Ref<Tcb>>,
+    /// Scheduling context that is charged.
+    pub(crate) current_sc: Option<Ref<SchedContext>>,
+    /// Decision so far.
+    pub(crate) action: Action,
+    /// Time of the last look at the clock.
+    pub(crate) time: u64,
+    /// Ticks used by the current scheduling context and not yet charged.
+    pub(crate) consumed: u64,
+    /// The timer's deadline may be wrong.
+    pub(crate) reprogram: bool,
+    /// The current thread was taken away by another core; the event it brings is dropped.
+    pub(crate) stalled: bool,
+    /// Loaded address space root.
+    pub(crate) root: Option<PhysAddr>,
+    /// Thread that waits first for its refill.
+    pub(crate) release_head: Option<Ref<Tcb>>,
+    pub(crate) ready_bitmap: [u64; PRIORITIES / 64],
+    pub(crate) ready: [Queue; PRIORITIES],
+}
+
+/// What the kernel knows of one interrupt line.
+#[derive(Clone, Copy)]
+pub(crate) enum IrqState {
+    Inactive,
+    Signal(IrqRoute),
+}
+
+/// A page of 512 roots by ASID.
+#[repr(C)]
+pub struct AsidPool {
+    pub(crate) roots: [core::cell::Cell<u64>; ASID_POOL_ENTRIES],
+}
+
+/// The whole kernel state outside user-supplied memory.
+pub struct Kernel<H: Hw> {
+    /// The machine.
+    pub hw: H,
+    pub(crate) core: usize,
+    pub(crate) core_count: usize,
+    pub(crate) tsc_hz: u64,
+    pub(crate) cores: [Core; MAX_CORES],
+    pub(crate) asid_pools: [Option<Ref<AsidPool>>; ASID_POOLS],
+    pub(crate) irq_slots: Option<Ref<Slot>>,
+    pub(crate) irqs: [IrqState; IRQ_LINES],
+    pub(crate) ports: [u64; 1024],
+}
