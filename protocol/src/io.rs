@@ -17,8 +17,8 @@ pub const MAX_CLIENTS: usize = 32;
 /// index plus one.
 pub const ROOT_BADGE: u64 = 1 << 32;
 
-/// Most groups of clients.
-pub const MAX_GROUPS: usize = 8;
+/// Most groups of clients. Groups nest (tenant, VM), so that a VM with several disks is a group as well.
+pub const MAX_GROUPS: usize = 24;
 
 /// Most UTF-8 bytes of a partition label (GPT has 36 UTF-16 units).
 pub const LABEL_BYTES: usize = 36;
@@ -26,7 +26,10 @@ pub const LABEL_BYTES: usize = 36;
 /// Name of a GPT partition.
 pub type PartitionLabel = heapless::String<LABEL_BYTES>;
 
-/// What a client or a group is to get of the disk. Units: reference requests (4 KiB, random) or bytes per second.
+/// What a client or a group is to get of the disk.
+///
+/// Reservation and shares count reference requests (4 KiB, random): a larger request counts as more. Limits count plain
+/// requests and plain bytes, so that they mean the same on every disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Controls {
     /// Least requests per second while there is demand; 0 for none.
@@ -74,7 +77,8 @@ pub enum IoRequest {
         /// Physical address of the ring's first byte: the ring is one contiguous piece, for the device's DMA.
         ring_paddr: u64,
     },
-    /// Root: forget client `index` at once; answered when no request of it is in the device any more.
+    /// Root: forget client `index`. Answered with [`IoReply::Draining`] while requests of it are in the device:
+    /// its ring must stay until a later call is answered with [`IoReply::Done`].
     Detach {
         /// Which.
         index: u16,
@@ -90,6 +94,8 @@ pub enum IoRequest {
     SetGroup {
         /// Which, 0..[`MAX_GROUPS`].
         group: u8,
+        /// The group it belongs to itself; must have been set before.
+        parent: Option<u8>,
         /// Controls.
         controls: Controls,
     },
@@ -125,6 +131,11 @@ pub enum Policy {
 pub enum IoReply {
     /// Done.
     Done,
+    /// Answer to [`IoRequest::Detach`]: not yet, ask again.
+    Draining {
+        /// Requests still in the device.
+        in_device: u32,
+    },
     /// Answer to [`IoRequest::Attach`] and [`IoRequest::Info`].
     Disk(DiskInfo),
     /// Answer to [`IoRequest::Stats`].
