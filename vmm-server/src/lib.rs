@@ -1,2 +1,10 @@
-//! One per VM: exits, device models, guest boot.
+//! One virtual machine: boot, device models, instruction emulation, exits.
+//!
+//! Everything a guest can write is hostile. A model never panics on it, never loops longer than the guest's
+//! own request allows, and touches guest memory only through [`guest_memory::GuestMemory`].
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod device;
+pub mod guest_memory;
+pub mod time;
