@@ -2,6 +2,11 @@
 //!
 //! Every address and length here comes from the guest; nothing outside RAM is ever touched.
 
+use core::sync::atomic::AtomicU64;
+
+/// Bytes moved at once between RAM and shared words by the portable copy.
+const COPY_CHUNK: usize = 512;
+
 /// An access that does not lie wholly in the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfRam {
@@ -9,10 +14,44 @@ pub struct OutOfRam {
     pub gpa: u64,
 }
 
-/// The guest's RAM: guest-physical 0 up to [`GuestMemory::size`], without holes.
+/// First guest-physical address of the device hole; RAM below it ends here at the latest.
+pub const HOLE_START: u64 = 3 << 30;
+/// First guest-physical address of RAM above the device hole.
+pub const HIGH_START: u64 = 4 << 30;
+
+/// Where the guest has RAM: `0..low` and `HIGH_START..HIGH_START + high`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamLayout {
+    /// Bytes below the device hole.
+    pub low: u64,
+    /// Bytes above it.
+    pub high: u64,
+}
+
+impl RamLayout {
+    /// The layout of `size` bytes of RAM.
+    pub const fn new(size: u64) -> Self {
+        if size <= HOLE_START {
+            Self { low: size, high: 0 }
+        } else {
+            Self { low: HOLE_START, high: size - HOLE_START }
+        }
+    }
+
+    /// Whether `len` bytes at `gpa` lie wholly in one part of RAM.
+    #[inline]
+    pub const fn contains(&self, gpa: u64, len: u64) -> bool {
+        match gpa.checked_add(len) {
+            Some(end) => end <= self.low || (gpa >= HIGH_START && end - HIGH_START <= self.high),
+            None => false,
+        }
+    }
+}
+
+/// The guest's RAM.
 pub trait GuestMemory {
-    /// Bytes of RAM.
-    fn size(&self) -> u64;
+    /// Where RAM is.
+    fn layout(&self) -> RamLayout;
 
     /// Fills `buffer` from guest-physical `gpa`.
     ///
@@ -34,10 +73,57 @@ pub trait GuestMemory {
     ///
     /// [`OutOfRam`] if they do not.
     fn check(&self, gpa: u64, len: u64) -> Result<(), OutOfRam> {
-        match gpa.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(()),
-            _ => Err(OutOfRam { gpa }),
+        if self.layout().contains(gpa, len) { Ok(()) } else { Err(OutOfRam { gpa }) }
+    }
+
+    /// Copies RAM into words shared with another server, from byte `offset` of them on.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestMemory::read`].
+    fn copy_to_shared(
+        &self,
+        gpa: u64,
+        words: &[AtomicU64],
+        offset: usize,
+        len: usize,
+    ) -> Result<(), OutOfRam> {
+        self.check(gpa, len as u64)?;
+        let mut chunk = [0; COPY_CHUNK];
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(COPY_CHUNK);
+            let part = chunk.get_mut(..step).unwrap_or(&mut []);
+            self.read(gpa + done as u64, part)?;
+            protocol::ring::write_bytes(words, offset + done, part);
+            done += step;
         }
+        Ok(())
+    }
+
+    /// Copies words shared with another server into RAM.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestMemory::write`].
+    fn copy_from_shared(
+        &mut self,
+        gpa: u64,
+        words: &[AtomicU64],
+        offset: usize,
+        len: usize,
+    ) -> Result<(), OutOfRam> {
+        self.check(gpa, len as u64)?;
+        let mut chunk = [0; COPY_CHUNK];
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(COPY_CHUNK);
+            let part = chunk.get_mut(..step).unwrap_or(&mut []);
+            protocol::ring::read_bytes(words, offset + done, part);
+            self.write(gpa + done as u64, part)?;
+            done += step;
+        }
+        Ok(())
     }
 
     /// Reads a little-endian 16-bit word.
@@ -106,8 +192,8 @@ impl VecMemory {
 
 #[cfg(test)]
 impl GuestMemory for VecMemory {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
+    fn layout(&self) -> RamLayout {
+        RamLayout { low: self.0.len() as u64, high: 0 }
     }
 
     fn read(&self, gpa: u64, buffer: &mut [u8]) -> Result<(), OutOfRam> {

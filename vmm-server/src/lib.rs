@@ -7,4 +7,6 @@
 
 pub mod device;
 pub mod guest_memory;
+pub mod pci;
 pub mod time;
+pub mod virtio;
