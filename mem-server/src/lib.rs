@@ -1,2 +1,16 @@
-//! Owner of all guest memory.
-#![cfg_attr(not(test), no_std)]
+//! Owner of all guest memory: admission, page states, backing, balloon.
+//!
+//! The library holds every decision and runs on the host; kernel calls are behind
+//! [`spaces::Kernel`], the whole machine behind [`mechanism::Mechanism`].
+#![cfg_attr(not(any(test, feature = "model")), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod ledger;
+pub mod mechanism;
+#[cfg(any(test, feature = "model"))]
+#[cfg_attr(not(test), expect(clippy::expect_used, clippy::panic, reason = "a model fails loudly"))]
+pub mod model;
+pub mod page;
+pub mod server;
+pub mod spaces;

@@ -1,0 +1,95 @@
+//! What the server does to the machine: frames' contents, mappings, kernel object memory, signals.
+//!
+//! [`crate::spaces::Spaces`] implements it over kernel calls; tests and experiments by a model.
+
+use protocol::mem::VmMemory;
+use protocol::units::{Gfn, VmId};
+
+use crate::page::{FRAME_BYTES, Frame};
+
+/// One page of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Page {
+    /// Whose.
+    pub vm: VmId,
+    /// Dense index in the VM's memory.
+    pub index: u32,
+    /// Guest frame.
+    pub gfn: Gfn,
+}
+
+/// Why something could not be done to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MechanismError {
+    /// Kernel object memory is used up: give a block ([`Mechanism::give_block`]) and try again.
+    NeedBlock,
+    /// The kernel refused; its error number.
+    Kernel(u64),
+    /// No such VM, or out of a fixed table's range.
+    Unknown,
+}
+
+/// The machine under the server.
+pub trait Mechanism {
+    /// Fills a frame with zeros.
+    fn zero(&mut self, frame: Frame);
+    /// Copies a frame.
+    fn copy(&mut self, from: Frame, to: Frame);
+    /// Whether a frame holds only zeros.
+    fn is_zero(&mut self, frame: Frame) -> bool;
+    /// Keyed hash of a frame's contents.
+    fn hash(&mut self, frame: Frame, key: u64) -> u64;
+    /// Whether two frames hold the same bytes.
+    fn equal(&mut self, a: Frame, b: Frame) -> bool;
+    /// Reads a frame.
+    fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]);
+    /// Writes a frame.
+    fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]);
+
+    /// Prepares nested tables and capability space for a VM.
+    ///
+    /// # Errors
+    ///
+    /// [`MechanismError`]; nothing is left behind.
+    fn open(&mut self, vm: VmId, memory: &VmMemory) -> Result<(), MechanismError>;
+    /// Removes every mapping and capability of a VM. No effect if it was not open.
+    fn close(&mut self, vm: VmId);
+    /// Maps a page that is not mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`MechanismError`]; the page is then not mapped.
+    fn map(&mut self, page: Page, frame: Frame, writable: bool) -> Result<(), MechanismError>;
+    /// Changes a mapped page's right to write.
+    ///
+    /// # Errors
+    ///
+    /// [`MechanismError::Kernel`]; nothing changed.
+    fn protect(&mut self, page: Page, writable: bool) -> Result<(), MechanismError>;
+    /// Takes a page from the guest and from its vmm-server's window.
+    fn unmap(&mut self, page: Page);
+    /// Maps a page into its vmm-server's window, in place of what was there.
+    ///
+    /// # Errors
+    ///
+    /// [`MechanismError`]; the page is then not in the window.
+    fn map_window(
+        &mut self,
+        page: Page,
+        frame: Frame,
+        writable: bool,
+    ) -> Result<(), MechanismError>;
+
+    /// Gives a wholly free block for kernel objects.
+    ///
+    /// # Errors
+    ///
+    /// [`MechanismError::Kernel`]; the block is not taken.
+    fn give_block(&mut self, block: u32) -> Result<(), MechanismError>;
+    /// Takes back a block without kernel objects, if there is one.
+    fn take_block(&mut self) -> Option<u32>;
+    /// Pages of kernel objects a VM of this memory can come to need.
+    fn overhead(&self, memory: &VmMemory) -> u64;
+    /// Tells the vmm-server of a VM to ask what is new.
+    fn signal_vmm(&mut self, vm: VmId);
+}

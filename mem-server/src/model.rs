@@ -1,0 +1,647 @@
+//! Models of the machine for tests and experiments: what the guests can see, and nothing is believed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use protocol::mem::VmMemory;
+use protocol::units::{MAX_VMS, VmId};
+
+use crate::mechanism::{Mechanism, MechanismError, Page};
+use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame};
+use crate::spaces::{Kernel, Level, Object, SLAB_BITS, Slot};
+
+/// Contents of a page of the model machine: a tag that stands for 4096 bytes, or the bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// [`bytes_of`] of the tag. Tag 0 is the page of zeros.
+    Tag(u64),
+    /// Anything else.
+    Bytes(Box<[u8; FRAME_BYTES]>),
+}
+
+/// Tags from here on stand for pages that do not compress.
+pub const INCOMPRESSIBLE: u64 = 1 << 63;
+
+/// The bytes a tag stands for: the tag and zeros, or with [`INCOMPRESSIBLE`] noise.
+pub fn bytes_of(tag: u64) -> [u8; FRAME_BYTES] {
+    let mut bytes = [0; FRAME_BYTES];
+    let mut state = tag;
+    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
+        if index > 0 && tag & INCOMPRESSIBLE == 0 {
+            break;
+        }
+        word.copy_from_slice(&state.to_le_bytes());
+        state = mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    }
+    bytes
+}
+
+/// A 64-bit mixing function (finalizer of splitmix64).
+pub const fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Frames of the model machine.
+#[derive(Clone, Debug)]
+pub struct Frames {
+    contents: Vec<Content>,
+    /// Bits of a hash that are kept; 64 for a good one.
+    pub hash_bits: u32,
+}
+
+impl Frames {
+    /// `blocks` blocks full of rubbish: whoever forgets to zero a frame is found out.
+    pub fn new(blocks: u32) -> Self {
+        let frames = u64::from(blocks * FRAMES_PER_BLOCK);
+        let contents = (0..frames).map(|frame| Content::Tag(0xdead_0000_0000 + frame)).collect();
+        Self { contents, hash_bits: 64 }
+    }
+
+    /// What a frame holds.
+    pub fn get(&self, frame: Frame) -> &Content {
+        &self.contents[frame.0 as usize]
+    }
+
+    /// Overwrites a frame.
+    pub fn set(&mut self, frame: Frame, content: Content) {
+        self.contents[frame.0 as usize] = content;
+    }
+
+    fn hash(&self, frame: Frame, key: u64) -> u64 {
+        let full = match self.get(frame) {
+            Content::Tag(tag) => mix(*tag ^ key),
+            Content::Bytes(bytes) => bytes.chunks_exact(8).fold(key, |hash, word| {
+                mix(hash ^ word.iter().fold(0, |w, byte| w << 8 | u64::from(*byte)))
+            }),
+        };
+        full & u64::MAX >> (64 - self.hash_bits)
+    }
+
+    fn load(&self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
+        *bytes = match self.get(frame) {
+            Content::Tag(tag) => bytes_of(*tag),
+            Content::Bytes(content) => **content,
+        };
+    }
+
+    fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[..8]);
+        let tag = u64::from_le_bytes(word);
+        let content = if bytes_of(tag) == *bytes {
+            Content::Tag(tag)
+        } else {
+            Content::Bytes((*bytes).into())
+        };
+        self.set(frame, content);
+    }
+}
+
+/// Operations of a model machine, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames filled with zeros.
+    pub zeroed: u64,
+    /// Frames copied.
+    pub copied: u64,
+    /// Frames hashed.
+    pub hashed: u64,
+    /// Frames compared.
+    pub compared: u64,
+    /// Pages mapped.
+    pub mapped: u64,
+    /// Pages unmapped.
+    pub unmapped: u64,
+    /// Pages made read-only or writable.
+    pub protected: u64,
+}
+
+/// A machine without kernel objects: guests' mappings and frames' contents.
+#[derive(Debug)]
+pub struct Machine {
+    /// Frames.
+    pub frames: Frames,
+    /// What each VM's nested tables map: per page the frame, and whether it is writable.
+    pub maps: Vec<Option<Vec<Option<(Frame, bool)>>>>,
+    /// What each vmm-server's window maps.
+    pub windows: Vec<BTreeMap<u32, (Frame, bool)>>,
+    /// Counted operations.
+    pub counters: Counters,
+    /// VMs signalled, in order.
+    pub signals: Vec<VmId>,
+    /// Accessed bits since the last harvest.
+    pub accessed: Vec<Vec<bool>>,
+}
+
+impl Machine {
+    /// `blocks` blocks of memory, no VM.
+    pub fn new(blocks: u32) -> Self {
+        Self {
+            frames: Frames::new(blocks),
+            maps: vec![None; MAX_VMS],
+            windows: vec![BTreeMap::new(); MAX_VMS],
+            counters: Counters::default(),
+            signals: Vec::new(),
+            accessed: vec![Vec::new(); MAX_VMS],
+        }
+    }
+
+    /// What the guest reads at page `index`; `None` if it would fault.
+    pub fn read(&mut self, vm: VmId, index: u32) -> Option<&Content> {
+        let (frame, _) = self.maps[vm.0 as usize].as_ref()?[index as usize]?;
+        self.accessed[vm.0 as usize][index as usize] = true;
+        Some(self.frames.get(frame))
+    }
+
+    /// The guest writes page `index`; false if it would fault.
+    pub fn write(&mut self, vm: VmId, index: u32, content: Content) -> bool {
+        let Some(map) = self.maps[vm.0 as usize].as_ref() else { return false };
+        match map[index as usize] {
+            Some((frame, true)) => {
+                self.frames.set(frame, content);
+                self.accessed[vm.0 as usize][index as usize] = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Checks that no two writable mappings, and no writable and other mapping, meet in one frame.
+    pub fn check(&self) {
+        let mut seen: HashMap<Frame, bool> = HashMap::new();
+        for (frame, writable) in
+            self.maps.iter().flatten().flat_map(|map| map.iter().flatten()).copied()
+        {
+            if let Some(before) = seen.insert(frame, writable) {
+                assert!(!before && !writable, "{frame:?} is writable and seen twice");
+            }
+        }
+        for (vm, window) in self.windows.iter().enumerate() {
+            for (index, (frame, writable)) in window {
+                let map = self.maps[vm].as_ref().expect("a window of a closed VM");
+                let (inside, guest_writes) =
+                    map[*index as usize].expect("the window shows what the guest does not have");
+                assert_eq!(inside, *frame, "window and guest differ at {index}");
+                assert!(guest_writes || !writable, "the window writes what the guest may not");
+            }
+        }
+    }
+
+    fn slot(&mut self, page: Page) -> &mut Option<(Frame, bool)> {
+        let map = self.maps[page.vm.0 as usize].as_mut().expect("a closed VM");
+        &mut map[page.index as usize]
+    }
+}
+
+impl Mechanism for Machine {
+    fn zero(&mut self, frame: Frame) {
+        self.counters.zeroed += 1;
+        self.frames.set(frame, Content::Tag(0));
+    }
+
+    fn copy(&mut self, from: Frame, to: Frame) {
+        self.counters.copied += 1;
+        self.frames.set(to, self.frames.get(from).clone());
+    }
+
+    fn is_zero(&mut self, frame: Frame) -> bool {
+        *self.frames.get(frame) == Content::Tag(0)
+    }
+
+    fn hash(&mut self, frame: Frame, key: u64) -> u64 {
+        self.counters.hashed += 1;
+        self.frames.hash(frame, key)
+    }
+
+    fn equal(&mut self, a: Frame, b: Frame) -> bool {
+        self.counters.compared += 1;
+        self.frames.get(a) == self.frames.get(b)
+    }
+
+    fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
+        self.frames.load(frame, bytes);
+    }
+
+    fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {
+        self.frames.store(frame, bytes);
+    }
+
+    fn open(&mut self, vm: VmId, memory: &VmMemory) -> Result<(), MechanismError> {
+        let map = &mut self.maps[vm.0 as usize];
+        if map.is_some() {
+            return Err(MechanismError::Unknown);
+        }
+        *map = Some(vec![None; memory.size.0 as usize]);
+        self.accessed[vm.0 as usize] = vec![false; memory.size.0 as usize];
+        Ok(())
+    }
+
+    fn close(&mut self, vm: VmId) {
+        self.maps[vm.0 as usize] = None;
+        self.windows[vm.0 as usize].clear();
+    }
+
+    fn map(&mut self, page: Page, frame: Frame, writable: bool) -> Result<(), MechanismError> {
+        if self.maps[page.vm.0 as usize].is_none() {
+            return Err(MechanismError::Unknown);
+        }
+        self.counters.mapped += 1;
+        let before = self.slot(page).replace((frame, writable));
+        assert_eq!(before, None, "{page:?} is mapped already");
+        Ok(())
+    }
+
+    fn protect(&mut self, page: Page, writable: bool) -> Result<(), MechanismError> {
+        self.counters.protected += 1;
+        self.windows[page.vm.0 as usize].remove(&page.index);
+        self.slot(page).as_mut().expect("not mapped").1 = writable;
+        Ok(())
+    }
+
+    fn unmap(&mut self, page: Page) {
+        self.counters.unmapped += 1;
+        self.windows[page.vm.0 as usize].remove(&page.index);
+        assert!(self.slot(page).take().is_some(), "{page:?} is not mapped");
+    }
+
+    fn map_window(
+        &mut self,
+        page: Page,
+        frame: Frame,
+        writable: bool,
+    ) -> Result<(), MechanismError> {
+        self.windows[page.vm.0 as usize].insert(page.index, (frame, writable));
+        Ok(())
+    }
+
+    fn give_block(&mut self, _block: u32) -> Result<(), MechanismError> {
+        Ok(())
+    }
+
+    fn take_block(&mut self) -> Option<u32> {
+        None
+    }
+
+    fn overhead(&self, _memory: &VmMemory) -> u64 {
+        0
+    }
+
+    fn signal_vmm(&mut self, vm: VmId) {
+        self.signals.push(vm);
+    }
+}
+
+/// What a capability of the model kernel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Untyped { bits: u32, used: u64 },
+    Slab,
+    Large { block: u32 },
+    Small(Frame),
+    Root,
+    Nested(Level),
+    Window(Level),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Capability {
+    kind: Kind,
+    parent: Option<Slot>,
+    /// Nested space and address, or window and address, it is mapped at.
+    mapped: Option<(Where, u64, bool)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Where {
+    Nested(Slot),
+    Window(VmId),
+}
+
+/// A kernel that knows which capabilities exist, what they were made of and what they map.
+#[derive(Debug)]
+pub struct ModelKernel {
+    capabilities: BTreeMap<Slot, Capability>,
+    slabs: HashSet<u64>,
+    tables: HashSet<(Where, u64, u64)>,
+    roots: HashMap<VmId, Slot>,
+    first_untyped: Slot,
+    /// Frames.
+    pub frames: Frames,
+    /// Make the n-th call that can fail do so.
+    pub fail_after: Option<u32>,
+}
+
+impl ModelKernel {
+    /// Blocks' untypeds and frames as the server's start leaves them, for `fixed` slabs.
+    pub fn new(layout: crate::spaces::Layout, blocks: u32) -> Self {
+        let mut capabilities = BTreeMap::new();
+        for block in 0..blocks {
+            let untyped = Capability {
+                kind: Kind::Untyped { bits: 21, used: 1 << 21 },
+                parent: None,
+                mapped: None,
+            };
+            let frame = Capability {
+                kind: Kind::Large { block },
+                parent: Some(layout.untyped(block)),
+                mapped: None,
+            };
+            assert!(capabilities.insert(layout.untyped(block), untyped).is_none());
+            assert!(capabilities.insert(layout.frame(block), frame).is_none());
+        }
+        Self {
+            capabilities,
+            slabs: (0..u64::from(layout.fixed())).collect(),
+            tables: HashSet::new(),
+            roots: HashMap::new(),
+            first_untyped: layout.untyped(0),
+            frames: Frames::new(blocks),
+            fail_after: None,
+        }
+    }
+
+    fn may_fail(&mut self) -> Result<(), u64> {
+        match &mut self.fail_after {
+            Some(0) => {
+                self.fail_after = None;
+                Err(10)
+            }
+            Some(calls) => {
+                *calls -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn insert(&mut self, slot: Slot, kind: Kind, parent: Slot) {
+        assert!(self.slabs.contains(&(slot >> SLAB_BITS)), "slot {slot:#x} is in no slab");
+        let new = Capability { kind, parent: Some(parent), mapped: None };
+        assert!(self.capabilities.insert(slot, new).is_none(), "slot {slot:#x} is in use");
+    }
+
+    fn kind(&self, slot: Slot) -> Kind {
+        self.capabilities.get(&slot).unwrap_or_else(|| panic!("slot {slot:#x} is empty")).kind
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        let children: Vec<Slot> = self
+            .capabilities
+            .iter()
+            .filter(|(_, capability)| capability.parent == Some(slot))
+            .map(|(child, _)| *child)
+            .collect();
+        for child in children {
+            self.remove(child);
+        }
+        let Some(gone) = self.capabilities.remove(&slot) else { return };
+        match gone.kind {
+            Kind::Slab => {
+                self.slabs.remove(&slot);
+                let inside: Vec<Slot> = self
+                    .capabilities
+                    .range(slot << SLAB_BITS..(slot + 1) << SLAB_BITS)
+                    .map(|(inside, _)| *inside)
+                    .collect();
+                for inside in inside {
+                    self.remove(inside);
+                }
+            }
+            Kind::Root => {
+                self.tables.retain(|(place, ..)| *place != Where::Nested(slot));
+                self.roots.retain(|_, root| *root != slot);
+            }
+            Kind::Nested(level) | Kind::Window(level) => {
+                if let Some((place, at, _)) = gone.mapped {
+                    self.tables.remove(&(place, span(level), at));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn check_tables(&self, place: Where, at: u64, above: u64) {
+        for level in [Level::Pdpt, Level::Directory, Level::Table] {
+            let span = span(level);
+            if span > above {
+                assert!(
+                    self.tables.contains(&(place, span, at / span)),
+                    "{place:?} has no table for {at:#x} of {span:#x}"
+                );
+            }
+        }
+    }
+
+    /// Whether capabilities exist beside the blocks' untypeds and frames.
+    pub fn leftovers(&self) -> usize {
+        let own = |slot: Slot| self.first_untyped <= slot;
+        self.capabilities
+            .iter()
+            .filter(|(slot, capability)| {
+                !matches!(capability.kind, Kind::Large { .. })
+                    && !(own(**slot) && capability.parent.is_none())
+            })
+            .count()
+    }
+
+    /// What VM `vm` sees at `gpa`, in its nested space.
+    pub fn nested(&self, vm: VmId, gpa: u64) -> Option<(Frame, bool)> {
+        let root = *self.roots.get(&vm)?;
+        self.seen(Where::Nested(root), gpa)
+    }
+
+    /// What the vmm-server of `vm` sees at `gpa` in its window.
+    pub fn window(&self, vm: VmId, gpa: u64) -> Option<(Frame, bool)> {
+        self.seen(Where::Window(vm), gpa)
+    }
+
+    fn seen(&self, place: Where, gpa: u64) -> Option<(Frame, bool)> {
+        self.capabilities.values().find_map(|capability| {
+            match (capability.kind, capability.mapped) {
+                (Kind::Small(frame), Some((at, address, writable)))
+                    if at == place && address == gpa =>
+                {
+                    Some((frame, writable))
+                }
+                _ => None,
+            }
+        })
+    }
+}
+
+const fn span(level: Level) -> u64 {
+    match level {
+        Level::Pdpt => 1 << 39,
+        Level::Directory => 1 << 30,
+        Level::Table => 1 << 21,
+    }
+}
+
+impl Kernel for ModelKernel {
+    fn retype(&mut self, untyped: Slot, object: Object, to: Slot) -> Result<(), u64> {
+        self.may_fail()?;
+        let has_children =
+            self.capabilities.values().any(|capability| capability.parent == Some(untyped));
+        let capability = self.capabilities.get_mut(&untyped).expect("no such untyped");
+        let Kind::Untyped { bits, used } = &mut capability.kind else { panic!("not an untyped") };
+        let bits = *bits;
+        if !has_children {
+            *used = 0;
+        }
+        let size = match object {
+            Object::Untyped(bits) => bits,
+            Object::Slab => SLAB_BITS + 5,
+            Object::LargeFrame => 21,
+            Object::NestedRoot | Object::NestedTable(_) | Object::WindowTable(_) => 12,
+        };
+        let end = used.next_multiple_of(1 << size) + (1 << size);
+        if end > 1 << bits {
+            return Err(10);
+        }
+        *used = end;
+        let kind = match object {
+            Object::Untyped(bits) => Kind::Untyped { bits, used: 0 },
+            Object::Slab => {
+                assert!(self.slabs.insert(to), "slab {to} exists");
+                Kind::Slab
+            }
+            Object::LargeFrame => Kind::Large { block: (untyped - self.first_untyped) as u32 },
+            Object::NestedRoot => Kind::Root,
+            Object::NestedTable(level) => Kind::Nested(level),
+            Object::WindowTable(level) => Kind::Window(level),
+        };
+        self.insert(to, kind, untyped);
+        Ok(())
+    }
+
+    fn delete(&mut self, slot: Slot) {
+        assert!(self.capabilities.contains_key(&slot), "slot {slot:#x} is empty");
+        self.remove(slot);
+    }
+
+    fn revoke(&mut self, slot: Slot) {
+        let capability = self.capabilities.remove(&slot).expect("revoke of nothing");
+        self.capabilities.insert(u64::MAX, capability);
+        let children: Vec<Slot> = self
+            .capabilities
+            .iter()
+            .filter(|(_, capability)| capability.parent == Some(slot))
+            .map(|(child, _)| *child)
+            .collect();
+        for child in children {
+            self.remove(child);
+        }
+        let capability = self.capabilities.remove(&u64::MAX).expect("kept above");
+        self.capabilities.insert(slot, capability);
+    }
+
+    fn derive(&mut self, block: Slot, offset: u32, to: Slot) -> Result<(), u64> {
+        self.may_fail()?;
+        let Kind::Large { block: number } = self.kind(block) else { panic!("not a block") };
+        self.insert(to, Kind::Small(Frame(number * FRAMES_PER_BLOCK + offset)), block);
+        Ok(())
+    }
+
+    fn map_nested(&mut self, frame: Slot, root: Slot, gpa: u64, writable: bool) -> Result<(), u64> {
+        self.may_fail()?;
+        assert_eq!(self.kind(root), Kind::Root);
+        self.check_tables(Where::Nested(root), gpa, 1 << 12);
+        let place = Where::Nested(root);
+        let before = self.seen(place, gpa);
+        let capability = self.capabilities.get_mut(&frame).expect("no such frame");
+        match capability.mapped {
+            Some((at, address, _)) => assert_eq!((at, address), (place, gpa)),
+            None => assert_eq!(before, None, "{gpa:#x} is mapped already"),
+        }
+        capability.mapped = Some((place, gpa, writable));
+        Ok(())
+    }
+
+    fn map_nested_table(
+        &mut self,
+        table: Slot,
+        level: Level,
+        root: Slot,
+        gpa: u64,
+    ) -> Result<(), u64> {
+        self.may_fail()?;
+        assert_eq!(self.kind(root), Kind::Root);
+        assert_eq!(self.kind(table), Kind::Nested(level));
+        let (place, span) = (Where::Nested(root), span(level));
+        self.check_tables(place, gpa, span);
+        assert!(self.tables.insert((place, span, gpa / span)), "the table is there");
+        self.capabilities.get_mut(&table).expect("checked").mapped =
+            Some((place, gpa / span, true));
+        Ok(())
+    }
+
+    fn map_window(&mut self, frame: Slot, vm: VmId, gpa: u64, writable: bool) -> Result<(), u64> {
+        self.may_fail()?;
+        let place = Where::Window(vm);
+        self.check_tables(place, gpa, 1 << 12);
+        assert_eq!(self.seen(place, gpa), None, "{gpa:#x} is in the window already");
+        self.capabilities.get_mut(&frame).expect("no such frame").mapped =
+            Some((place, gpa, writable));
+        Ok(())
+    }
+
+    fn map_window_table(
+        &mut self,
+        table: Slot,
+        level: Level,
+        vm: VmId,
+        gpa: u64,
+    ) -> Result<(), u64> {
+        self.may_fail()?;
+        assert_eq!(self.kind(table), Kind::Window(level));
+        let (place, span) = (Where::Window(vm), span(level));
+        self.check_tables(place, gpa, span);
+        self.tables.insert((place, span, gpa / span));
+        self.capabilities.get_mut(&table).expect("checked").mapped =
+            Some((place, gpa / span, true));
+        Ok(())
+    }
+
+    fn map_own(&mut self, frame: Slot, _block: u32) -> Result<(), u64> {
+        assert!(matches!(self.kind(frame), Kind::Large { .. }));
+        Ok(())
+    }
+
+    fn enter_root(&mut self, vm: VmId, root: Slot) -> Result<(), u64> {
+        self.may_fail()?;
+        assert_eq!(self.kind(root), Kind::Root);
+        self.roots.insert(vm, root);
+        Ok(())
+    }
+
+    fn signal_vmm(&mut self, _vm: VmId) {}
+
+    fn zero(&mut self, frame: Frame) {
+        self.frames.set(frame, Content::Tag(0));
+    }
+
+    fn copy(&mut self, from: Frame, to: Frame) {
+        self.frames.set(to, self.frames.get(from).clone());
+    }
+
+    fn is_zero(&mut self, frame: Frame) -> bool {
+        *self.frames.get(frame) == Content::Tag(0)
+    }
+
+    fn hash(&mut self, frame: Frame, key: u64) -> u64 {
+        self.frames.hash(frame, key)
+    }
+
+    fn equal(&mut self, a: Frame, b: Frame) -> bool {
+        self.frames.get(a) == self.frames.get(b)
+    }
+
+    fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
+        self.frames.load(frame, bytes);
+    }
+
+    fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {
+        self.frames.store(frame, bytes);
+    }
+}

@@ -1,0 +1,680 @@
+//! The server: admitted VMs, their pages, and what each message does to them.
+
+use protocol::mem::{Controls, GfnRange, GuestStats, MemError, MemReply, MemRequest, Refusal};
+use protocol::mem::{VmInfo, VmMemory, access, release_reason};
+use protocol::units::{Gfn, MAX_VMS, Nanos, Pages, VmId};
+
+use crate::admission::{self, AdmissionError, Claim, Supply};
+use crate::ledger::{self, Block, Ledger};
+use crate::mechanism::{Mechanism, MechanismError, Page};
+use crate::page::{Entry, FRAMES_PER_BLOCK, Frame, PageOp, PageState, next};
+
+/// Memory of the server's tables, given at start.
+pub struct Tables<'a> {
+    /// One per 2 MiB block of machine memory.
+    pub blocks: &'a mut [Block],
+    /// Guest page entries; VMs get parts of it as they come.
+    pub entries: &'a mut [Entry],
+    /// One per 512 entries: the block reserved for the region.
+    pub regions: &'a mut [u32],
+}
+
+/// Kinds of faults counted per VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum FaultKind {
+    /// First touch.
+    Fill,
+    /// Write to a shared page.
+    Break,
+    /// Touch of a compressed page.
+    Decompress,
+    /// Touch of a page on the swap disk.
+    SwapIn,
+    /// Touch of a ballooned page.
+    Pop,
+    /// The page was there, only not mapped (sampling, races).
+    Remap,
+    /// The vmm-server touched its window.
+    Window,
+}
+
+/// Number of [`FaultKind`]s.
+pub const FAULT_KINDS: usize = 7;
+
+/// One admitted VM.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// Memory as configured, controls as they are now.
+    pub memory: VmMemory,
+    /// What admission keeps for it.
+    pub claim: Claim,
+    /// First entry.
+    pub(crate) base: u32,
+    /// Nested tables are made.
+    pub(crate) open: bool,
+    /// Pages by state.
+    pub(crate) counts: [u32; PageState::ALL.len()],
+    /// Faults by kind.
+    pub faults: [u64; FAULT_KINDS],
+    /// The balloon driver works.
+    pub balloon_ready: bool,
+    /// What the balloon should hold.
+    pub balloon_target: u64,
+    /// Last statistics of the guest.
+    pub guest: GuestStats,
+}
+
+impl Vm {
+    /// Pages in a state.
+    pub const fn count(&self, state: PageState) -> u64 {
+        self.counts[state as usize] as u64
+    }
+
+    /// Pages the guest can use without a fetch: "granted".
+    pub const fn granted(&self) -> u64 {
+        self.count(PageState::Private) + self.count(PageState::Shared) + self.count(PageState::Zero)
+    }
+}
+
+/// What becomes of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The page is mapped for the access asked.
+    Mapped,
+    /// Refused.
+    Refused(Refusal),
+}
+
+/// What became of released or deflated pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Pages that changed state.
+    pub done: u64,
+    /// Pages that were not the guest's to give.
+    pub refused: u64,
+}
+
+/// The mem-server without its kernel calls.
+pub struct Server<'a> {
+    pub(crate) ledger: Ledger<'a>,
+    pub(crate) entries: &'a mut [Entry],
+    pub(crate) regions: &'a mut [u32],
+    pub(crate) vms: [Option<Vm>; MAX_VMS],
+    /// The machine's frame of zeros.
+    pub(crate) zero: Frame,
+    /// Frames the server took for itself one by one (the frame of zeros).
+    pub(crate) own: u32,
+    pub(crate) swap_pages: u64,
+}
+
+impl<'a> Server<'a> {
+    /// A server over wholly free blocks. `None` if there is not one frame.
+    pub fn new(tables: Tables<'a>, mechanism: &mut impl Mechanism) -> Option<Self> {
+        let mut ledger = Ledger::new(tables.blocks);
+        let zero = ledger.allocate_any()?;
+        mechanism.zero(zero);
+        Some(Self {
+            ledger,
+            entries: tables.entries,
+            regions: tables.regions,
+            vms: [const { None }; MAX_VMS],
+            zero,
+            own: 1,
+            swap_pages: 0,
+        })
+    }
+
+    /// Takes a block out of management, for the edge's own tables.
+    pub fn hold_block(&mut self) -> Option<u32> {
+        self.ledger.hold_block()
+    }
+
+    /// A VM's figures.
+    pub fn vm(&self, vm: VmId) -> Option<&Vm> {
+        self.vms.get(vm.0 as usize)?.as_ref()
+    }
+
+    /// Free frames.
+    pub const fn free(&self) -> u64 {
+        self.ledger.free() as u64
+    }
+
+    /// All frames.
+    pub fn total(&self) -> u64 {
+        u64::from(self.ledger.total())
+    }
+
+    /// Frames in blocks held for kernel objects.
+    pub const fn held(&self) -> u64 {
+        self.ledger.held() as u64
+    }
+
+    fn supply(&self) -> Supply {
+        Supply { memory: self.total() - u64::from(self.own), swap: self.swap_pages }
+    }
+
+    /// Admits a VM and keeps memory for its tables; they are made by [`Self::open`].
+    ///
+    /// # Errors
+    ///
+    /// [`AdmissionError`] with the numbers; nothing changed.
+    pub fn admit(
+        &mut self,
+        vm: VmId,
+        memory: VmMemory,
+        mechanism: &mut impl Mechanism,
+    ) -> Result<(), AdmissionError> {
+        match self.vms.get(vm.0 as usize) {
+            Some(None) => {}
+            _ => return Err(AdmissionError::Identity),
+        }
+        admission::check_size(&memory, self.entries.len() as u64)?;
+        admission::check_controls(memory.size, &memory.controls)?;
+        let claim = Claim {
+            reservation: memory.controls.reservation.0,
+            limit: memory.controls.limit.0,
+            overhead: mechanism.overhead(&memory),
+        };
+        admission::admit(self.supply(), self.claims(vm), claim)?;
+        let base = self.find_entries(memory.size.0).ok_or(AdmissionError::Objects { error: 0 })?;
+        let mut counts = [0; PageState::ALL.len()];
+        counts[PageState::Absent as usize] = memory.size.0 as u32;
+        self.vms[vm.0 as usize] = Some(Vm {
+            memory,
+            claim,
+            base,
+            open: false,
+            counts,
+            faults: [0; FAULT_KINDS],
+            balloon_ready: false,
+            balloon_target: 0,
+            guest: GuestStats::default(),
+        });
+        let range = base as usize..base as usize + memory.size.0 as usize;
+        self.entries[range].fill(Entry::ABSENT);
+        let first = (base / FRAMES_PER_BLOCK) as usize;
+        self.regions[first..first + memory.size.0 as usize / FRAMES_PER_BLOCK as usize]
+            .fill(ledger::NONE);
+        Ok(())
+    }
+
+    /// Claims of all VMs but one.
+    fn claims(&self, but: VmId) -> impl Iterator<Item = Claim> {
+        let others = self.vms.iter().enumerate().filter(move |(at, _)| *at != but.0 as usize);
+        others.filter_map(|(_, vm)| vm.as_ref()).map(|vm| vm.claim)
+    }
+
+    /// First fit among the entries in use, aligned to 2 MiB of guest memory.
+    fn find_entries(&self, pages: u64) -> Option<u32> {
+        let mut base = 0u64;
+        loop {
+            let end = base + pages;
+            if end > self.entries.len() as u64 {
+                return None;
+            }
+            let clash = self.vms.iter().flatten().find(|vm| {
+                let (first, last) = (u64::from(vm.base), u64::from(vm.base) + vm.memory.size.0);
+                base < last && first < end
+            });
+            match clash {
+                Some(vm) => base = u64::from(vm.base) + vm.memory.size.0,
+                None => return u32::try_from(base).ok(),
+            }
+        }
+    }
+
+    /// Makes an admitted VM's nested tables, once its capabilities are in place.
+    ///
+    /// # Errors
+    ///
+    /// [`AdmissionError::Identity`] or [`AdmissionError::Objects`]; the VM stays admitted.
+    pub fn open(&mut self, vm: VmId, mechanism: &mut impl Mechanism) -> Result<(), AdmissionError> {
+        let record = self.vms.get(vm.0 as usize).and_then(Option::as_ref);
+        let record = record.ok_or(AdmissionError::Identity)?;
+        if record.open {
+            return Ok(());
+        }
+        let memory = record.memory;
+        loop {
+            match mechanism.open(vm, &memory) {
+                Ok(()) => break,
+                Err(MechanismError::NeedBlock) => {
+                    if !self.give_block(mechanism) {
+                        return Err(AdmissionError::Objects { error: 0 });
+                    }
+                }
+                Err(MechanismError::Kernel(error)) => {
+                    return Err(AdmissionError::Objects { error });
+                }
+                Err(MechanismError::Unknown) => return Err(AdmissionError::Identity),
+            }
+        }
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.open = true;
+        }
+        Ok(())
+    }
+
+    /// Changes a VM's controls.
+    ///
+    /// # Errors
+    ///
+    /// [`AdmissionError`] with the numbers; nothing changed.
+    pub fn set_controls(&mut self, vm: VmId, controls: Controls) -> Result<(), AdmissionError> {
+        let record = self.vms.get(vm.0 as usize).and_then(Option::as_ref);
+        let record = record.ok_or(AdmissionError::Identity)?;
+        admission::check_controls(record.memory.size, &controls)?;
+        let claim = Claim {
+            reservation: controls.reservation.0,
+            limit: controls.limit.0,
+            overhead: record.claim.overhead,
+        };
+        admission::admit(self.supply(), self.claims(vm), claim)?;
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.memory.controls = controls;
+            record.claim = claim;
+        }
+        Ok(())
+    }
+
+    /// Takes everything of a VM back; its vmm-server must not run any more. Answers the pages freed.
+    pub fn release_vm(&mut self, vm: VmId, mechanism: &mut impl Mechanism) -> u64 {
+        let before = self.free();
+        let Some(slot) = self.vms.get_mut(vm.0 as usize) else { return 0 };
+        let Some(record) = slot.as_ref() else { return 0 };
+        let size = record.memory.size.0 as u32;
+        // All mappings go at once, so no page is unmapped singly.
+        mechanism.close(vm);
+        for index in 0..size {
+            self.forget(vm, index);
+        }
+        self.vms[vm.0 as usize] = None;
+        while let Some(block) = mechanism.take_block() {
+            self.ledger.release_block(block);
+        }
+        self.free() - before
+    }
+
+    /// The guest was reset: every page becomes absent.
+    pub fn reset(&mut self, vm: VmId, mechanism: &mut impl Mechanism) -> u64 {
+        let before = self.free();
+        let Some(record) = self.vm(vm) else { return 0 };
+        for index in 0..record.memory.size.0 as u32 {
+            self.unmap(vm, index, mechanism);
+            self.forget(vm, index);
+        }
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.balloon_ready = false;
+            record.guest = GuestStats::default();
+        }
+        self.free() - before
+    }
+
+    fn give_block(&mut self, mechanism: &mut impl Mechanism) -> bool {
+        let Some(block) = self.ledger.hold_block() else { return false };
+        if mechanism.give_block(block).is_err() {
+            self.ledger.release_block(block);
+            return false;
+        }
+        true
+    }
+
+    /// Carries one operation through the transition table: the only place that changes a page's state. Answers
+    /// false, and changes nothing, if the table forbids it.
+    pub(crate) fn change(&mut self, vm: VmId, index: u32, op: PageOp, value: u32) -> bool {
+        let Some(record) = self.vms[vm.0 as usize].as_mut() else { return false };
+        let entry = &mut self.entries[(record.base + index) as usize];
+        let from = entry.state();
+        let Some(to) = next(from, op) else { return false };
+        record.counts[from as usize] -= 1;
+        record.counts[to as usize] += 1;
+        *entry = Entry::new(to, value);
+        true
+    }
+
+    /// Drops a page's contents, whatever its state; it is not mapped any more.
+    fn forget(&mut self, vm: VmId, index: u32) {
+        let Some(record) = self.vms[vm.0 as usize].as_ref() else { return };
+        let entry = self.entries[(record.base + index) as usize];
+        self.drop_contents(entry);
+        self.change(vm, index, PageOp::Forget, 0);
+    }
+
+    /// Frees what an entry refers to.
+    pub(crate) fn drop_contents(&mut self, entry: Entry) {
+        match entry.state() {
+            PageState::Private => {
+                self.ledger.free_frame(Frame(entry.value()));
+            }
+            PageState::Absent | PageState::Zero | PageState::Ballooned => {}
+            PageState::Shared
+            | PageState::Compressed
+            | PageState::Swapped
+            | PageState::InFlight => {}
+        }
+    }
+
+    pub(crate) fn unmap(&mut self, vm: VmId, index: u32, mechanism: &mut impl Mechanism) {
+        let Some(record) = self.vms[vm.0 as usize].as_ref() else { return };
+        let entry = &mut self.entries[(record.base + index) as usize];
+        if entry.is_mapped() {
+            *entry = entry.unmapped();
+            let gfn = record.memory.gfn_of(index);
+            mechanism.unmap(Page { vm, index, gfn });
+        }
+    }
+
+    /// A frame for a page, from its region's reservation if it can be.
+    #[inline]
+    fn allocate(&mut self, vm: VmId, base: u32, index: u32) -> Option<Frame> {
+        let region = index / FRAMES_PER_BLOCK;
+        let hint = &mut self.regions[(base / FRAMES_PER_BLOCK + region) as usize];
+        let (frame, block) =
+            self.ledger.allocate(vm.0 as u8, region, index % FRAMES_PER_BLOCK, *hint)?;
+        *hint = block;
+        Some(frame)
+    }
+
+    /// The hot path: backs guest frame `gfn` for an access.
+    #[inline]
+    pub fn fault_in(
+        &mut self,
+        vm: VmId,
+        gfn: Gfn,
+        access: u64,
+        mechanism: &mut impl Mechanism,
+    ) -> Fault {
+        let Some(Some(record)) = self.vms.get(vm.0 as usize) else {
+            return Fault::Refused(Refusal::NotMemory);
+        };
+        let Some(index) = record.memory.index_of(gfn) else {
+            return Fault::Refused(Refusal::NotMemory);
+        };
+        let base = record.base;
+        let page = Page { vm, index, gfn };
+        let entry = self.entries[(base + index) as usize];
+        match entry.state() {
+            PageState::Absent => self.fill(page, base, mechanism),
+            _ => self.fault_in_slow(page, base, access, mechanism),
+        }
+    }
+
+    /// First touch.
+    #[inline]
+    fn fill(&mut self, page: Page, base: u32, mechanism: &mut impl Mechanism) -> Fault {
+        let Some(frame) = self.allocate(page.vm, base, page.index) else {
+            return Fault::Refused(Refusal::NoMemory);
+        };
+        mechanism.zero(frame);
+        if let Err(error) = self.map(page, frame, true, mechanism) {
+            self.ledger.free_frame(frame);
+            return Fault::Refused(error);
+        }
+        self.change(page.vm, page.index, PageOp::Fill, frame.0);
+        self.set_mapped(page, base, true, FaultKind::Fill);
+        Fault::Mapped
+    }
+
+    fn set_mapped(&mut self, page: Page, base: u32, writable: bool, kind: FaultKind) {
+        let entry = &mut self.entries[(base + page.index) as usize];
+        *entry = entry.mapped(writable);
+        if let Some(record) = &mut self.vms[page.vm.0 as usize] {
+            record.faults[kind as usize] += 1;
+        }
+    }
+
+    /// Maps a page, giving kernel object memory as it is asked for.
+    #[inline]
+    fn map(
+        &mut self,
+        page: Page,
+        frame: Frame,
+        writable: bool,
+        mechanism: &mut impl Mechanism,
+    ) -> Result<(), Refusal> {
+        match mechanism.map(page, frame, writable) {
+            Ok(()) => Ok(()),
+            Err(error) => self.map_again(page, frame, writable, error, mechanism),
+        }
+    }
+
+    #[cold]
+    fn map_again(
+        &mut self,
+        page: Page,
+        frame: Frame,
+        writable: bool,
+        mut error: MechanismError,
+        mechanism: &mut impl Mechanism,
+    ) -> Result<(), Refusal> {
+        loop {
+            match error {
+                MechanismError::NeedBlock if self.give_block(mechanism) => {}
+                MechanismError::Unknown if self.open(page.vm, mechanism).is_ok() => {}
+                _ => return Err(Refusal::NoMemory),
+            }
+            match mechanism.map(page, frame, writable) {
+                Ok(()) => return Ok(()),
+                // Opened already and still unknown: the page is beyond the fixed tables.
+                Err(MechanismError::Unknown) => return Err(Refusal::NotMemory),
+                Err(again) => error = again,
+            }
+        }
+    }
+
+    fn fault_in_slow(
+        &mut self,
+        page: Page,
+        base: u32,
+        access: u64,
+        mechanism: &mut impl Mechanism,
+    ) -> Fault {
+        let entry = self.entries[(base + page.index) as usize];
+        let write = access & access::WRITE != 0;
+        match entry.state() {
+            PageState::Absent => self.fill(page, base, mechanism),
+            PageState::Ballooned => {
+                // The guest touches what its driver gave up: the balloon pops for this page.
+                self.change(page.vm, page.index, PageOp::Pop, 0);
+                if let Some(record) = &mut self.vms[page.vm.0 as usize] {
+                    record.faults[FaultKind::Pop as usize] += 1;
+                }
+                self.fill(page, base, mechanism)
+            }
+            PageState::Private => {
+                let frame = Frame(entry.value());
+                if entry.is_writable() || entry.is_mapped() && !write {
+                    // Another processor of the VM was first.
+                    return Fault::Mapped;
+                }
+                let done = if entry.is_mapped() {
+                    mechanism.protect(page, true).map_err(|_| Refusal::NoMemory)
+                } else {
+                    self.map(page, frame, true, mechanism)
+                };
+                match done {
+                    Ok(()) => {
+                        self.set_mapped(page, base, true, FaultKind::Remap);
+                        Fault::Mapped
+                    }
+                    Err(refusal) => Fault::Refused(refusal),
+                }
+            }
+            PageState::Zero
+            | PageState::Shared
+            | PageState::Compressed
+            | PageState::Swapped
+            | PageState::InFlight => Fault::Refused(Refusal::Lost),
+        }
+    }
+
+    /// The vmm-server touched its window at guest frame `gfn`.
+    pub fn window_fault(
+        &mut self,
+        vm: VmId,
+        gfn: Gfn,
+        write: bool,
+        mechanism: &mut impl Mechanism,
+    ) -> Fault {
+        let access = if write { access::WRITE } else { 0 };
+        let fault = self.fault_in(vm, gfn, access, mechanism);
+        if fault != Fault::Mapped {
+            return fault;
+        }
+        let Some(Some(record)) = self.vms.get_mut(vm.0 as usize) else {
+            return Fault::Refused(Refusal::NotMemory);
+        };
+        let Some(index) = record.memory.index_of(gfn) else {
+            return Fault::Refused(Refusal::NotMemory);
+        };
+        record.faults[FaultKind::Window as usize] += 1;
+        let entry = self.entries[(record.base + index) as usize];
+        let page = Page { vm, index, gfn };
+        let frame = self.frame_of(entry);
+        loop {
+            match mechanism.map_window(page, frame, entry.is_writable()) {
+                Ok(()) => return Fault::Mapped,
+                Err(MechanismError::NeedBlock) if self.give_block(mechanism) => {}
+                Err(_) => return Fault::Refused(Refusal::NoMemory),
+            }
+        }
+    }
+
+    /// The frame behind a page that is in memory.
+    pub(crate) fn frame_of(&self, entry: Entry) -> Frame {
+        match entry.state() {
+            PageState::Private => Frame(entry.value()),
+            _ => self.zero,
+        }
+    }
+
+    /// The guest gave pages up: to its balloon, or as free.
+    pub fn release(
+        &mut self,
+        vm: VmId,
+        reason: u64,
+        ranges: impl Iterator<Item = GfnRange>,
+        mechanism: &mut impl Mechanism,
+    ) -> Released {
+        let op = match reason {
+            release_reason::BALLOON => PageOp::Balloon,
+            release_reason::FREE_REPORT => PageOp::Discard,
+            _ => return Released::default(),
+        };
+        self.for_ranges(vm, ranges, |server, index| {
+            let Some(record) = server.vm(vm) else { return false };
+            let entry = server.entries[(record.base + index) as usize];
+            if next(entry.state(), op).is_none() {
+                return false;
+            }
+            server.unmap(vm, index, mechanism);
+            server.drop_contents(entry);
+            server.change(vm, index, op, 0)
+        })
+    }
+
+    /// The guest takes pages back from its balloon.
+    pub fn deflate(&mut self, vm: VmId, ranges: impl Iterator<Item = GfnRange>) -> Released {
+        self.for_ranges(vm, ranges, |server, index| server.change(vm, index, PageOp::Deflate, 0))
+    }
+
+    fn for_ranges(
+        &mut self,
+        vm: VmId,
+        ranges: impl Iterator<Item = GfnRange>,
+        mut each: impl FnMut(&mut Self, u32) -> bool,
+    ) -> Released {
+        let mut released = Released::default();
+        for range in ranges {
+            let Some(record) = self.vm(vm) else { return released };
+            let memory = record.memory;
+            // A hostile count may be 2^24: past the end of memory nothing can match any more.
+            let count = range.count.min(memory.size.0);
+            released.refused += range.count - count;
+            for gfn in (range.first.0..).take(count as usize).map(Gfn) {
+                let done = memory.index_of(gfn).is_some_and(|index| each(self, index));
+                *(if done { &mut released.done } else { &mut released.refused }) += 1;
+            }
+        }
+        released
+    }
+
+    /// Answers a control call of the vmm-server of `vm`.
+    pub fn control(
+        &mut self,
+        vm: VmId,
+        request: MemRequest,
+        mechanism: &mut impl Mechanism,
+    ) -> MemReply {
+        let Some(Some(record)) = self.vms.get_mut(vm.0 as usize) else {
+            return MemReply::Error(MemError::NoSuchVm);
+        };
+        match request {
+            MemRequest::Info => MemReply::Info(self.info(vm)),
+            MemRequest::BalloonReady { ready } => {
+                record.balloon_ready = ready;
+                MemReply::Done
+            }
+            MemRequest::GuestStats(stats) => {
+                record.guest = stats;
+                MemReply::Info(self.info(vm))
+            }
+            MemRequest::Reset => MemReply::Freed { pages: Pages(self.reset(vm, mechanism)) },
+        }
+    }
+
+    fn info(&self, vm: VmId) -> VmInfo {
+        let record = self.vm(vm);
+        let memory = record.map_or(VmMemory::new(Pages(0)), |record| record.memory);
+        VmInfo {
+            vm,
+            memory,
+            balloon_target: Pages(record.map_or(0, |record| record.balloon_target)),
+            free_page_reporting: memory.balloon,
+            stats_period: Nanos::from_secs(1),
+        }
+    }
+
+    /// Checks the accounting invariant: every frame is free, held, the server's, or behind exactly the pages that say so; every
+    /// count is what the entries say.
+    ///
+    /// # Errors
+    ///
+    /// What does not agree.
+    pub fn check(&self) -> Result<(), &'static str> {
+        self.ledger.check()?;
+        let mut private = 0u64;
+        for record in self.vms.iter().flatten() {
+            let mut counts = [0; PageState::ALL.len()];
+            let size = record.memory.size.0 as u32;
+            for index in 0..size {
+                let entry = self.entries[(record.base + index) as usize];
+                counts[entry.state() as usize] += 1;
+                if entry.state() == PageState::Private && self.ledger.is_free(Frame(entry.value()))
+                {
+                    return Err("a private page's frame is free");
+                }
+                let resident = matches!(
+                    entry.state(),
+                    PageState::Private | PageState::Shared | PageState::Zero
+                );
+                if entry.is_mapped() && !resident {
+                    return Err("a page is mapped and not in memory");
+                }
+                if entry.is_writable() && entry.state() != PageState::Private {
+                    return Err("a page others see is writable");
+                }
+            }
+            if counts != record.counts {
+                return Err("a VM's counts are not its entries'");
+            }
+            private += u64::from(counts[PageState::Private as usize]);
+        }
+        let all = self.free() + self.held() + u64::from(self.own) + private;
+        if all != self.total() {
+            return Err("the sums of states are not the machine's memory");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,646 @@
+//! Capability space, page tables and kernel object memory of the VMs, over a few kernel calls.
+//!
+//! Slots are numbers of 24 bits: 12 bits choose a **slab** (a CNode of 4096 slots), 12 bits a slot in
+//! it. Slab 0 is the CNode the server was started with. Each block has a slot for its untyped and one for its
+//! 2 MiB frame; a block held for kernel objects is split into 16 **arenas** of 128 KiB instead. An
+//! arena belongs to one VM and is either a slab or a row of 4 KiB tables; a VM's end is one revoke per arena.
+//!
+//! Slot `index` of a VM's page slabs holds the 4 KiB capability that maps guest page `index`. The vmm-server's window is a
+//! direct-mapped cache: page `index` may be mapped by window slot `index % 1024`.
+
+use protocol::mem::VmMemory;
+use protocol::units::{MAX_VMS, VmId};
+
+use crate::mechanism::{Mechanism, MechanismError, Page};
+use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame};
+
+/// A capability slot of the server.
+pub type Slot = u64;
+
+/// log2 of the slots of a slab.
+pub const SLAB_BITS: u32 = 12;
+/// log2 of the number of slabs.
+pub const TOP_BITS: u32 = 12;
+/// log2 of an arena's bytes: exactly one slab.
+pub const ARENA_BITS: u32 = SLAB_BITS + 5;
+const ARENAS_PER_BLOCK: u32 = 1 << (21 - ARENA_BITS);
+const TABLES_PER_ARENA: u32 = 1 << (ARENA_BITS - 12);
+const SLAB_SLOTS: u32 = 1 << SLAB_BITS;
+const REGION_PAGES: u32 = FRAMES_PER_BLOCK;
+/// Most 2 MiB regions of a VM.
+pub const REGIONS_MAX: usize = 4096;
+const PAGE_SLABS_MAX: usize = REGIONS_MAX * REGION_PAGES as usize / SLAB_SLOTS as usize;
+/// Pages a vmm-server's window holds at most.
+pub const WINDOW_PAGES: u32 = 1024;
+/// First slot of the window capabilities in a VM's first slab; below are its tables.
+const WINDOW_FIRST: u32 = SLAB_SLOTS - WINDOW_PAGES;
+const NO_PAGE: u32 = u32::MAX;
+const NOBODY: u8 = u8::MAX;
+
+/// What arenas and untypeds become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// Untyped memory of 2^bits bytes.
+    Untyped(u32),
+    /// A CNode of 2^[`SLAB_BITS`] slots.
+    Slab,
+    /// A 2 MiB frame.
+    LargeFrame,
+    /// Root of a nested address space.
+    NestedRoot,
+    /// A table of a nested address space.
+    NestedTable(Level),
+    /// A table of the vmm-server's address space.
+    WindowTable(Level),
+}
+
+/// Which table of the three below a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Covers 512 GiB.
+    Pdpt,
+    /// Covers 1 GiB.
+    Directory,
+    /// Covers 2 MiB.
+    Table,
+}
+
+impl Level {
+    const ALL: [Self; 3] = [Self::Pdpt, Self::Directory, Self::Table];
+}
+
+/// Kernel calls and access to frames. Errors are the kernel's numbers.
+pub trait Kernel {
+    /// Makes one object of `untyped` in slot `to`; for slabs `to` is the slab's number.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn retype(&mut self, untyped: Slot, object: Object, to: Slot) -> Result<(), u64>;
+    /// Deletes the capability in a slot.
+    fn delete(&mut self, slot: Slot);
+    /// Deletes everything derived from the capability in a slot.
+    fn revoke(&mut self, slot: Slot);
+    /// Derives a 4 KiB frame capability from a block's, `offset` frames into it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn derive(&mut self, block: Slot, offset: u32, to: Slot) -> Result<(), u64>;
+    /// Maps a frame into a nested space, or changes the right to write of that mapping.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn map_nested(&mut self, frame: Slot, root: Slot, gpa: u64, writable: bool) -> Result<(), u64>;
+    /// Puts a table into a nested space.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn map_nested_table(
+        &mut self,
+        table: Slot,
+        level: Level,
+        root: Slot,
+        gpa: u64,
+    ) -> Result<(), u64>;
+    /// Maps a frame into the window of a vmm-server.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn map_window(&mut self, frame: Slot, vm: VmId, gpa: u64, writable: bool) -> Result<(), u64>;
+    /// Puts a table into the vmm-server's address space where its window needs it; that it is there already is no error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn map_window_table(
+        &mut self,
+        table: Slot,
+        level: Level,
+        vm: VmId,
+        gpa: u64,
+    ) -> Result<(), u64>;
+    /// Maps a block's frame into the server's own view of all frames.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn map_own(&mut self, frame: Slot, block: u32) -> Result<(), u64>;
+    /// Makes `root` the nested space of the VM's virtual processors.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn enter_root(&mut self, vm: VmId, root: Slot) -> Result<(), u64>;
+    /// Signals the vmm-server of a VM.
+    fn signal_vmm(&mut self, vm: VmId);
+
+    /// Fills a frame with zeros.
+    fn zero(&mut self, frame: Frame);
+    /// Copies a frame.
+    fn copy(&mut self, from: Frame, to: Frame);
+    /// Whether a frame holds only zeros.
+    fn is_zero(&mut self, frame: Frame) -> bool;
+    /// Keyed hash of a frame.
+    fn hash(&mut self, frame: Frame, key: u64) -> u64;
+    /// Whether two frames are equal.
+    fn equal(&mut self, a: Frame, b: Frame) -> bool;
+    /// Reads a frame.
+    fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]);
+    /// Writes a frame.
+    fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]);
+}
+
+/// A block held for kernel objects.
+#[derive(Clone, Copy, Debug)]
+pub struct Hold {
+    free: u16,
+    held: bool,
+    owners: [u8; ARENAS_PER_BLOCK as usize],
+}
+
+impl Hold {
+    /// Not held.
+    pub const NEW: Self = Self { free: 0, held: false, owners: [NOBODY; 16] };
+}
+
+/// Bookkeeping of one VM's spaces.
+pub struct Space {
+    open: bool,
+    /// Slab with its tables' and window's capabilities.
+    first: u32,
+    /// Slots used for tables there.
+    tables: u32,
+    /// Arena that tables are made of, and how many it has given.
+    arena: u32,
+    arena_used: u32,
+    /// Slab of each 4096 pages, 0 if none yet.
+    slabs: [u16; PAGE_SLABS_MAX],
+    /// One bit per region: nested table there, window table there.
+    nested: [u64; REGIONS_MAX / 64],
+    window: [u64; REGIONS_MAX / 64],
+    /// One bit per GiB.
+    nested_directories: u64,
+    window_directories: u64,
+    /// Which page each window slot maps.
+    pages: [u32; WINDOW_PAGES as usize],
+}
+
+impl Space {
+    /// Not open.
+    pub const NEW: Self = Self {
+        open: false,
+        first: 0,
+        tables: 0,
+        arena: u32::MAX,
+        arena_used: 0,
+        slabs: [0; PAGE_SLABS_MAX],
+        nested: [0; REGIONS_MAX / 64],
+        window: [0; REGIONS_MAX / 64],
+        nested_directories: 0,
+        window_directories: 0,
+        pages: [NO_PAGE; WINDOW_PAGES as usize],
+    };
+}
+
+/// Numbers of the slabs that hold blocks' and arenas' capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    blocks: u32,
+}
+
+impl Layout {
+    /// For this many blocks.
+    pub const fn new(blocks: u32) -> Self {
+        Self { blocks }
+    }
+
+    const fn block_slabs(self) -> u32 {
+        self.blocks.div_ceil(SLAB_SLOTS)
+    }
+
+    const fn arena_slabs(self) -> u32 {
+        (self.blocks * ARENAS_PER_BLOCK).div_ceil(SLAB_SLOTS)
+    }
+
+    /// Slabs 1..`fixed()` are made at start.
+    pub const fn fixed(self) -> u32 {
+        1 + 2 * self.block_slabs() + self.arena_slabs()
+    }
+
+    /// Slot of a block's untyped.
+    pub const fn untyped(self, block: u32) -> Slot {
+        ((1 << SLAB_BITS) + block) as Slot
+    }
+
+    /// Slot of a block's 2 MiB frame.
+    pub const fn frame(self, block: u32) -> Slot {
+        (((1 + self.block_slabs()) << SLAB_BITS) + block) as Slot
+    }
+
+    /// Slot of an arena's untyped.
+    const fn arena(self, arena: u32) -> Slot {
+        (((1 + 2 * self.block_slabs()) << SLAB_BITS) + arena) as Slot
+    }
+}
+
+/// Capability spaces of all VMs.
+pub struct Spaces<'a, K> {
+    kernel: K,
+    layout: Layout,
+    holds: &'a mut [Hold],
+    spaces: &'a mut [Space],
+    /// One bit per slab of the top CNode in use.
+    slabs: [u64; (1 << TOP_BITS) / 64],
+    /// Arenas in use.
+    used: u32,
+}
+
+impl<'a, K: Kernel> Spaces<'a, K> {
+    /// `holds` has one entry per block, `spaces` [`MAX_VMS`]; the fixed slabs of `layout` are made and filled.
+    pub fn new(kernel: K, layout: Layout, holds: &'a mut [Hold], spaces: &'a mut [Space]) -> Self {
+        let mut slabs = [0; (1 << TOP_BITS) / 64];
+        for slab in 0..layout.fixed() {
+            slabs[slab as usize / 64] |= 1 << (slab % 64);
+        }
+        Self { kernel, layout, holds, spaces, slabs, used: 0 }
+    }
+
+    /// The kernel calls.
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// Arenas in use, in pages.
+    pub const fn used_pages(&self) -> u64 {
+        self.used as u64 * TABLES_PER_ARENA as u64
+    }
+
+    fn take_slab(&mut self) -> Result<u32, MechanismError> {
+        let word = self.slabs.iter().position(|word| *word != u64::MAX);
+        let word = word.ok_or(MechanismError::Unknown)?;
+        let bit = self.slabs[word].trailing_ones();
+        self.slabs[word] |= 1 << bit;
+        Ok(word as u32 * 64 + bit)
+    }
+
+    fn drop_slab(&mut self, slab: u32) {
+        self.slabs[slab as usize / 64] &= !(1 << (slab % 64));
+    }
+
+    fn take_arena(&mut self, vm: VmId) -> Result<u32, MechanismError> {
+        let block = self.holds.iter().position(|hold| hold.free != 0);
+        let block = block.ok_or(MechanismError::NeedBlock)?;
+        let hold = &mut self.holds[block];
+        let index = hold.free.trailing_zeros();
+        hold.free &= !(1 << index);
+        hold.owners[index as usize] = vm.0 as u8;
+        self.used += 1;
+        Ok(block as u32 * ARENAS_PER_BLOCK + index)
+    }
+
+    fn drop_arena(&mut self, arena: u32) {
+        self.kernel.revoke(self.layout.arena(arena));
+        let hold = &mut self.holds[(arena / ARENAS_PER_BLOCK) as usize];
+        hold.free |= 1 << (arena % ARENAS_PER_BLOCK);
+        hold.owners[(arena % ARENAS_PER_BLOCK) as usize] = NOBODY;
+        self.used -= 1;
+    }
+
+    fn make_slab(&mut self, vm: VmId) -> Result<u32, MechanismError> {
+        let slab = self.take_slab()?;
+        let arena = match self.take_arena(vm) {
+            Ok(arena) => arena,
+            Err(error) => {
+                self.drop_slab(slab);
+                return Err(error);
+            }
+        };
+        match self.kernel.retype(self.layout.arena(arena), Object::Slab, slab as Slot) {
+            Ok(()) => Ok(slab),
+            Err(error) => {
+                self.drop_arena(arena);
+                self.drop_slab(slab);
+                Err(MechanismError::Kernel(error))
+            }
+        }
+    }
+
+    /// Makes a table object; answers its slot.
+    fn make_table(&mut self, vm: VmId, object: Object) -> Result<Slot, MechanismError> {
+        let space = &self.spaces[vm.0 as usize];
+        if space.tables == WINDOW_FIRST {
+            return Err(MechanismError::Unknown);
+        }
+        if space.arena == u32::MAX || space.arena_used == TABLES_PER_ARENA {
+            let arena = self.take_arena(vm)?;
+            let space = &mut self.spaces[vm.0 as usize];
+            (space.arena, space.arena_used) = (arena, 0);
+        }
+        let space = &mut self.spaces[vm.0 as usize];
+        let slot = ((space.first << SLAB_BITS) + space.tables) as Slot;
+        let untyped = self.layout.arena(space.arena);
+        self.kernel.retype(untyped, object, slot).map_err(MechanismError::Kernel)?;
+        space.tables += 1;
+        space.arena_used += 1;
+        Ok(slot)
+    }
+
+    fn nested_root(&self, vm: VmId) -> Slot {
+        // The root is the first table made.
+        (self.spaces[vm.0 as usize].first << SLAB_BITS) as Slot
+    }
+
+    /// Makes the nested tables above `page` that are missing.
+    fn make_nested_tables(&mut self, page: Page) -> Result<(), MechanismError> {
+        let region = page.index / REGION_PAGES;
+        let gpa = page.gfn.gpa();
+        let root = self.nested_root(page.vm);
+        let (gib, gib_bit) = (gpa >> 30, 1u64 << ((gpa >> 30) % 64));
+        if gib >= 64 {
+            return Err(MechanismError::Unknown);
+        }
+        let levels = if self.spaces[page.vm.0 as usize].nested_directories & gib_bit == 0 {
+            &[Level::Directory, Level::Table][..]
+        } else {
+            &[Level::Table][..]
+        };
+        for level in levels {
+            let table = self.make_table(page.vm, Object::NestedTable(*level))?;
+            self.kernel
+                .map_nested_table(table, *level, root, gpa)
+                .map_err(MechanismError::Kernel)?;
+            let space = &mut self.spaces[page.vm.0 as usize];
+            match level {
+                Level::Pdpt | Level::Directory => space.nested_directories |= gib_bit,
+                Level::Table => space.nested[region as usize / 64] |= 1 << (region % 64),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the window tables above `page` that are missing.
+    fn make_window_tables(&mut self, page: Page) -> Result<(), MechanismError> {
+        let region = page.index / REGION_PAGES;
+        let gpa = page.gfn.gpa();
+        let gib_bit = 1u64 << ((gpa >> 30) % 64);
+        let space = &self.spaces[page.vm.0 as usize];
+        let levels = if space.window_directories == 0 {
+            &Level::ALL[..]
+        } else if space.window_directories & gib_bit == 0 {
+            &Level::ALL[1..]
+        } else {
+            &Level::ALL[2..]
+        };
+        for level in levels {
+            let table = self.make_table(page.vm, Object::WindowTable(*level))?;
+            self.kernel
+                .map_window_table(table, *level, page.vm, gpa)
+                .map_err(MechanismError::Kernel)?;
+            let space = &mut self.spaces[page.vm.0 as usize];
+            match level {
+                Level::Pdpt => {}
+                Level::Directory => space.window_directories |= gib_bit,
+                Level::Table => space.window[region as usize / 64] |= 1 << (region % 64),
+            }
+        }
+        Ok(())
+    }
+
+    /// Slot of the capability that maps a page; makes its slab and nested tables if need be.
+    #[inline]
+    fn page_slot(&mut self, page: Page) -> Result<Slot, MechanismError> {
+        let space = self.spaces.get(page.vm.0 as usize).ok_or(MechanismError::Unknown)?;
+        let region = page.index / REGION_PAGES;
+        let word = space.nested.get(region as usize / 64).ok_or(MechanismError::Unknown)?;
+        let slab = space.slabs[(page.index >> SLAB_BITS) as usize];
+        if word & 1 << (region % 64) != 0 && slab != 0 {
+            return Ok((u64::from(slab) << SLAB_BITS) + u64::from(page.index % SLAB_SLOTS));
+        }
+        self.prepare(page)
+    }
+
+    #[cold]
+    fn prepare(&mut self, page: Page) -> Result<Slot, MechanismError> {
+        if !self.spaces[page.vm.0 as usize].open {
+            return Err(MechanismError::Unknown);
+        }
+        let index = (page.index >> SLAB_BITS) as usize;
+        if self.spaces[page.vm.0 as usize].slabs[index] == 0 {
+            let slab = self.make_slab(page.vm)?;
+            self.spaces[page.vm.0 as usize].slabs[index] = slab as u16;
+        }
+        let region = page.index / REGION_PAGES;
+        if self.spaces[page.vm.0 as usize].nested[region as usize / 64] & 1 << (region % 64) == 0 {
+            self.make_nested_tables(page)?;
+        }
+        let slab = self.spaces[page.vm.0 as usize].slabs[index];
+        Ok((u64::from(slab) << SLAB_BITS) + u64::from(page.index % SLAB_SLOTS))
+    }
+
+    fn window_slot(&self, page: Page) -> Slot {
+        let first = self.spaces[page.vm.0 as usize].first;
+        u64::from((first << SLAB_BITS) + WINDOW_FIRST + page.index % WINDOW_PAGES)
+    }
+
+    /// Takes the page out of the window if it is there.
+    #[inline]
+    fn unmap_window(&mut self, page: Page) {
+        let at = (page.index % WINDOW_PAGES) as usize;
+        if self.spaces[page.vm.0 as usize].pages[at] == page.index {
+            self.kernel.delete(self.window_slot(page));
+            self.spaces[page.vm.0 as usize].pages[at] = NO_PAGE;
+        }
+    }
+}
+
+impl<K: Kernel> Mechanism for Spaces<'_, K> {
+    fn zero(&mut self, frame: Frame) {
+        self.kernel.zero(frame);
+    }
+
+    fn copy(&mut self, from: Frame, to: Frame) {
+        self.kernel.copy(from, to);
+    }
+
+    fn is_zero(&mut self, frame: Frame) -> bool {
+        self.kernel.is_zero(frame)
+    }
+
+    fn hash(&mut self, frame: Frame, key: u64) -> u64 {
+        self.kernel.hash(frame, key)
+    }
+
+    fn equal(&mut self, a: Frame, b: Frame) -> bool {
+        self.kernel.equal(a, b)
+    }
+
+    fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
+        self.kernel.load(frame, bytes);
+    }
+
+    fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {
+        self.kernel.store(frame, bytes);
+    }
+
+    fn open(&mut self, vm: VmId, memory: &VmMemory) -> Result<(), MechanismError> {
+        let fits = memory.size.0 <= (REGIONS_MAX as u64) * u64::from(REGION_PAGES);
+        match self.spaces.get_mut(vm.0 as usize) {
+            Some(space) if !space.open && fits => {
+                *space = Space::NEW;
+                space.open = true;
+            }
+            _ => return Err(MechanismError::Unknown),
+        }
+        let opened = (|| {
+            self.spaces[vm.0 as usize].first = self.make_slab(vm)?;
+            let root = self.make_table(vm, Object::NestedRoot)?;
+            self.kernel.enter_root(vm, root).map_err(MechanismError::Kernel)?;
+            let table = self.make_table(vm, Object::NestedTable(Level::Pdpt))?;
+            self.kernel
+                .map_nested_table(table, Level::Pdpt, root, 0)
+                .map_err(MechanismError::Kernel)
+        })();
+        if opened.is_err() {
+            self.close(vm);
+        }
+        opened
+    }
+
+    fn close(&mut self, vm: VmId) {
+        if !self.spaces.get(vm.0 as usize).is_some_and(|space| space.open) {
+            return;
+        }
+        for block in 0..self.holds.len() {
+            for index in 0..ARENAS_PER_BLOCK {
+                if self.holds[block].owners[index as usize] == vm.0 as u8 {
+                    self.drop_arena(block as u32 * ARENAS_PER_BLOCK + index);
+                }
+            }
+        }
+        let Space { slabs, first, .. } =
+            core::mem::replace(&mut self.spaces[vm.0 as usize], Space::NEW);
+        for slab in slabs.into_iter().map(u32::from).chain([first]).filter(|slab| *slab != 0) {
+            self.drop_slab(slab);
+        }
+    }
+
+    #[inline]
+    fn map(&mut self, page: Page, frame: Frame, writable: bool) -> Result<(), MechanismError> {
+        let slot = self.page_slot(page)?;
+        let block = self.layout.frame(frame.block());
+        self.kernel.derive(block, frame.offset(), slot).map_err(MechanismError::Kernel)?;
+        let root = self.nested_root(page.vm);
+        self.kernel.map_nested(slot, root, page.gfn.gpa(), writable).map_err(|error| {
+            self.kernel.delete(slot);
+            MechanismError::Kernel(error)
+        })
+    }
+
+    fn protect(&mut self, page: Page, writable: bool) -> Result<(), MechanismError> {
+        let slot = self.page_slot(page)?;
+        let root = self.nested_root(page.vm);
+        self.unmap_window(page);
+        self.kernel.map_nested(slot, root, page.gfn.gpa(), writable).map_err(MechanismError::Kernel)
+    }
+
+    fn unmap(&mut self, page: Page) {
+        if let Ok(slot) = self.page_slot(page) {
+            self.kernel.delete(slot);
+        }
+        self.unmap_window(page);
+    }
+
+    fn map_window(
+        &mut self,
+        page: Page,
+        frame: Frame,
+        writable: bool,
+    ) -> Result<(), MechanismError> {
+        let region = page.index / REGION_PAGES;
+        let space = self.spaces.get(page.vm.0 as usize).filter(|space| space.open);
+        let space = space.ok_or(MechanismError::Unknown)?;
+        let word = space.window.get(region as usize / 64).ok_or(MechanismError::Unknown)?;
+        if word & 1 << (region % 64) == 0 {
+            self.make_window_tables(page)?;
+        }
+        let at = (page.index % WINDOW_PAGES) as usize;
+        let slot = self.window_slot(page);
+        if self.spaces[page.vm.0 as usize].pages[at] != NO_PAGE {
+            self.kernel.delete(slot);
+            self.spaces[page.vm.0 as usize].pages[at] = NO_PAGE;
+        }
+        let block = self.layout.frame(frame.block());
+        self.kernel.derive(block, frame.offset(), slot).map_err(MechanismError::Kernel)?;
+        match self.kernel.map_window(slot, page.vm, page.gfn.gpa(), writable) {
+            Ok(()) => {
+                self.spaces[page.vm.0 as usize].pages[at] = page.index;
+                Ok(())
+            }
+            Err(error) => {
+                self.kernel.delete(slot);
+                Err(MechanismError::Kernel(error))
+            }
+        }
+    }
+
+    fn give_block(&mut self, block: u32) -> Result<(), MechanismError> {
+        let hold = self.holds.get(block as usize).ok_or(MechanismError::Unknown)?;
+        if hold.held {
+            return Err(MechanismError::Unknown);
+        }
+        self.kernel.delete(self.layout.frame(block));
+        for index in 0..ARENAS_PER_BLOCK {
+            let to = self.layout.arena(block * ARENAS_PER_BLOCK + index);
+            let object = Object::Untyped(ARENA_BITS);
+            if let Err(error) = self.kernel.retype(self.layout.untyped(block), object, to) {
+                self.restore_frame(block)?;
+                return Err(MechanismError::Kernel(error));
+            }
+        }
+        self.holds[block as usize] = Hold { free: u16::MAX, held: true, owners: [NOBODY; 16] };
+        Ok(())
+    }
+
+    fn take_block(&mut self) -> Option<u32> {
+        let block = self.holds.iter().position(|hold| hold.held && hold.free == u16::MAX)?;
+        self.restore_frame(block as u32).ok()?;
+        self.holds[block] = Hold::NEW;
+        Some(block as u32)
+    }
+
+    fn overhead(&self, memory: &VmMemory) -> u64 {
+        let pages = memory.size.0;
+        let slabs = 1 + pages.div_ceil(u64::from(SLAB_SLOTS));
+        let regions = pages.div_ceil(u64::from(REGION_PAGES));
+        let directories = 2 + (pages << 12).div_ceil(1 << 30);
+        // Nested root and tables, and as many for the window.
+        let arenas = slabs + (2 * (regions + directories)).div_ceil(u64::from(TABLES_PER_ARENA));
+        arenas * u64::from(TABLES_PER_ARENA)
+    }
+
+    fn signal_vmm(&mut self, vm: VmId) {
+        self.kernel.signal_vmm(vm);
+    }
+}
+
+impl<K: Kernel> Spaces<'_, K> {
+    /// Makes a held block a 2 MiB frame again.
+    fn restore_frame(&mut self, block: u32) -> Result<(), MechanismError> {
+        self.kernel.revoke(self.layout.untyped(block));
+        let frame = self.layout.frame(block);
+        self.kernel
+            .retype(self.layout.untyped(block), Object::LargeFrame, frame)
+            .and_then(|()| self.kernel.map_own(frame, block))
+            .map_err(MechanismError::Kernel)
+    }
+}
+
+const _: () = assert!(MAX_VMS < NOBODY as usize);
+
+#[cfg(test)]
+#[path = "spaces_tests.rs"]
+mod tests;

@@ -1,0 +1,196 @@
+//! The server over the model kernel: capabilities, tables and mappings agree after every step.
+
+use super::*;
+use crate::ledger::{self, Block};
+use crate::model::{Content, ModelKernel};
+use crate::page::{Entry, PageState};
+use crate::server::{Fault, Server, Tables};
+use proptest::prelude::*;
+use protocol::mem::{GfnRange, Refusal, access, release_reason};
+use protocol::units::{Gfn, Pages};
+
+const BLOCKS: u32 = 12;
+
+struct Store {
+    blocks: Vec<Block>,
+    entries: Vec<Entry>,
+    regions: Vec<u32>,
+    holds: Vec<Hold>,
+    spaces: Vec<Space>,
+}
+
+impl Store {
+    fn new() -> Self {
+        Self {
+            blocks: vec![Block::EMPTY; BLOCKS as usize],
+            entries: vec![Entry::ABSENT; 16 * 512],
+            regions: vec![ledger::NONE; 16],
+            holds: vec![Hold::NEW; BLOCKS as usize],
+            spaces: (0..MAX_VMS).map(|_| Space::NEW).collect(),
+        }
+    }
+
+    fn start(&mut self) -> (Server<'_>, Spaces<'_, ModelKernel>) {
+        let layout = Layout::new(BLOCKS);
+        let kernel = ModelKernel::new(layout, BLOCKS);
+        let mut spaces = Spaces::new(kernel, layout, &mut self.holds, &mut self.spaces);
+        let tables = Tables {
+            blocks: &mut self.blocks,
+            entries: &mut self.entries,
+            regions: &mut self.regions,
+        };
+        let server = Server::new(tables, &mut spaces).unwrap();
+        (server, spaces)
+    }
+}
+
+fn memory(mib: u64) -> VmMemory {
+    VmMemory::new(Pages(mib * 256))
+}
+
+fn check(server: &Server<'_>, spaces: &mut Spaces<'_, ModelKernel>) {
+    assert_eq!(server.check(), Ok(()));
+    assert!(spaces.used_pages() <= server.held());
+}
+
+#[test]
+fn first_touch_maps_a_zeroed_frame_and_a_window_shows_it() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    let vm = VmId(2);
+    server.admit(vm, memory(4), &mut spaces).unwrap();
+    server.open(vm, &mut spaces).unwrap();
+    for gfn in [0, 5, 511, 512, 1023] {
+        let gfn = Gfn(gfn);
+        let fault = server.fault_in(vm, gfn, access::WRITE, &mut spaces);
+        assert_eq!(fault, Fault::Mapped);
+        let (frame, writable) = spaces.kernel().nested(vm, gfn.gpa()).unwrap();
+        assert!(writable);
+        assert_eq!(*spaces.kernel().frames.get(frame), Content::Tag(0));
+        assert_eq!(spaces.kernel().window(vm, gfn.gpa()), None);
+        assert_eq!(server.window_fault(vm, gfn, true, &mut spaces), Fault::Mapped);
+        assert_eq!(spaces.kernel().window(vm, gfn.gpa()), Some((frame, true)));
+        check(&server, &mut spaces);
+    }
+    let outside = server.fault_in(vm, Gfn(1024), 0, &mut spaces);
+    assert_eq!(outside, Fault::Refused(Refusal::NotMemory));
+    let nobody = server.fault_in(VmId(3), Gfn(0), 0, &mut spaces);
+    assert_eq!(nobody, Fault::Refused(Refusal::NotMemory));
+}
+
+#[test]
+fn released_pages_leave_guest_and_window_and_come_back_as_zeros() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    let vm = VmId(0);
+    server.admit(vm, memory(4), &mut spaces).unwrap();
+    let free = server.free();
+    for reason in [release_reason::BALLOON, release_reason::FREE_REPORT] {
+        let gfn = Gfn(700);
+        assert_eq!(server.window_fault(vm, gfn, true, &mut spaces), Fault::Mapped);
+        let (frame, _) = spaces.kernel().nested(vm, gfn.gpa()).unwrap();
+        spaces.kernel().frames.set(frame, Content::Tag(99));
+        let range = GfnRange::new(gfn, 1).unwrap();
+        let released = server.release(vm, reason, [range].into_iter(), &mut spaces);
+        assert_eq!((released.done, released.refused), (1, 0));
+        assert_eq!(spaces.kernel().nested(vm, gfn.gpa()), None);
+        assert_eq!(spaces.kernel().window(vm, gfn.gpa()), None);
+        check(&server, &mut spaces);
+        assert_eq!(server.fault_in(vm, gfn, 0, &mut spaces), Fault::Mapped);
+        let (frame, _) = spaces.kernel().nested(vm, gfn.gpa()).unwrap();
+        assert_eq!(*spaces.kernel().frames.get(frame), Content::Tag(0));
+    }
+    server.release_vm(vm, &mut spaces);
+    assert_eq!(spaces.kernel().leftovers(), 0);
+    assert_eq!(server.free(), free, "nothing is lost");
+    check(&server, &mut spaces);
+}
+
+#[test]
+fn hostile_balloon_reports_harm_only_their_sender() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    let (good, bad) = (VmId(0), VmId(1));
+    server.admit(good, memory(2), &mut spaces).unwrap();
+    server.admit(bad, memory(2), &mut spaces).unwrap();
+    server.fault_in(good, Gfn(3), access::WRITE, &mut spaces);
+    server.fault_in(bad, Gfn(3), access::WRITE, &mut spaces);
+    let range = |first, count| GfnRange::new(Gfn(first), count).unwrap();
+    let lies = [
+        range(3, 1),
+        range(3, 1),                   // twice
+        range(512, 1),                 // past the end
+        range((1 << 40) - 1, 1),       // far outside
+        range(0, GfnRange::COUNT_MAX), // everything and more
+    ];
+    let released = server.release(bad, release_reason::BALLOON, lies.into_iter(), &mut spaces);
+    assert_eq!(released.done, 512);
+    assert_eq!(released.refused, 1 + 1 + 1 + GfnRange::COUNT_MAX - 511);
+    assert!(spaces.kernel().nested(good, Gfn(3).gpa()).is_some());
+    assert_eq!(server.vm(bad).unwrap().count(PageState::Ballooned), 512);
+    assert_eq!(server.release(bad, 77, lies.into_iter(), &mut spaces).done, 0);
+    assert_eq!(server.deflate(bad, lies.into_iter()).done, 512);
+    check(&server, &mut spaces);
+}
+
+#[test]
+fn kernel_failures_leave_nothing_half_made() {
+    for calls in 0..40 {
+        let mut store = Store::new();
+        let (mut server, mut spaces) = store.start();
+        let vm = VmId(1);
+        server.admit(vm, memory(4), &mut spaces).unwrap();
+        let free = server.free() + server.held();
+        spaces.kernel().fail_after = Some(calls);
+        for gfn in [0, 513, 1] {
+            server.window_fault(vm, Gfn(gfn), true, &mut spaces);
+            check(&server, &mut spaces);
+        }
+        spaces.kernel().fail_after = None;
+        for gfn in [0, 513, 1] {
+            let fault = server.window_fault(vm, Gfn(gfn), true, &mut spaces);
+            assert_eq!(fault, Fault::Mapped, "after failure {calls}");
+            let seen = spaces.kernel().nested(vm, Gfn(gfn).gpa());
+            assert_eq!(spaces.kernel().window(vm, Gfn(gfn).gpa()), seen);
+        }
+        server.release_vm(vm, &mut spaces);
+        assert_eq!(spaces.kernel().leftovers(), 0);
+        assert_eq!(server.free() + server.held(), free);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_sequence_keeps_the_books(
+        steps in prop::collection::vec((0u8..8, 0u16..3, 0u64..1030, 1u64..600), 1..80),
+    ) {
+        let mut store = Store::new();
+        let (mut server, mut spaces) = store.start();
+        let everything = server.free();
+        for (op, vm, gfn, count) in steps {
+            let vm = VmId(vm);
+            let gfn = Gfn(gfn);
+            let range = GfnRange::new(gfn, count);
+            match op {
+                0 => { let _ = server.admit(vm, memory(4), &mut spaces); }
+                1 | 2 => {
+                    server.fault_in(vm, gfn, access::WRITE, &mut spaces);
+                }
+                3 => { server.window_fault(vm, gfn, count % 2 == 0, &mut spaces); }
+                4 => {
+                    server.release(vm, count % 2, range.into_iter(), &mut spaces);
+                }
+                5 => { server.deflate(vm, range.into_iter()); }
+                6 => { server.reset(vm, &mut spaces); }
+                _ => if gfn.0 < 200 { server.release_vm(vm, &mut spaces); },
+            }
+            prop_assert_eq!(server.check(), Ok(()));
+        }
+        for vm in 0..3 {
+            server.release_vm(VmId(vm), &mut spaces);
+        }
+        prop_assert_eq!(spaces.kernel().leftovers(), 0);
+        prop_assert_eq!(server.free(), everything);
+    }
+}
