@@ -73,6 +73,8 @@ pub const SWAP_CLIENT: u16 = MAX_CLIENTS as u16 - 1;
 
 /// Bits of a server's own notification.
 pub mod notify {
+    /// Set in every signal: tells signals from messages, whose badges never have it.
+    pub const SIGNAL: u64 = 1 << 63;
     /// The root-task has a command: call [`crate::root::RootRequest::NextCommand`].
     pub const ROOT: u64 = 1 << 0;
     /// The own Timer object fired.

@@ -18,18 +18,10 @@ pub const STARTUP_VADDR: u64 = 0x200_0000;
 pub const IPC_BUFFER_VADDR: u64 = 0x200_1000;
 /// The page shared with the root-task: see [`shared`].
 pub const SHARED_VADDR: u64 = 0x200_2000;
-/// The ring of defmt frames, drained by the root-task: a `ring::ByteRing` of [`LOG_BYTES`].
+/// The page of defmt frames, drained by the root-task: a `ring::LogRing`.
 pub const LOG_VADDR: u64 = 0x200_4000;
-/// Size of the log ring's memory, header included.
-pub const LOG_BYTES: u64 = 0x2000;
-/// vmm-server: console output then console input.
+/// vmm-server: the page of console output and input: `ring::console_rings`.
 pub const CONSOLE_VADDR: u64 = 0x200_8000;
-/// Size of the console's memory: [`CONSOLE_OUT_BYTES`] then [`CONSOLE_IN_BYTES`].
-pub const CONSOLE_BYTES: u64 = 0x4000;
-/// The first part of the console's memory, a ring from the guest: header included.
-pub const CONSOLE_OUT_BYTES: u64 = 0x3000;
-/// The second part of the console's memory, a ring to the guest: header included.
-pub const CONSOLE_IN_BYTES: u64 = 0x1000;
 /// End of the stack; the page below its bottom stays unmapped.
 pub const STACK_TOP: u64 = 0x21f_f000;
 /// The heap, if [`Startup::heap_bytes`] is not zero.

@@ -1,2 +1,19 @@
-//! What every server links: entry, panic, logger, server loop.
+//! What every server links: entry, panic, heap, logger, clock, messages, shared memory.
+//!
+//! A server's `main.rs` says `runtime::server!(main);` with `fn main(startup: Startup) -> !`, the
+//! root-task `runtime::root_task!(main, STACK_BYTES);` with `fn main(boot: BootInfoPtr) -> !`. Both
+//! are linked with `runtime/server.ld` and defmt's `defmt.x`; the package's build script passes
+//! `-no-pie --no-dynamic-linker -z max-page-size=4096 -T.../runtime/server.ld -Tdefmt.x`.
+//! Logging is `defmt::info!` and its siblings; frames go to the server's log page.
 #![cfg_attr(not(test), no_std)]
+
+pub mod clock;
+pub mod entry;
+#[cfg(feature = "heap")]
+pub mod heap;
+pub mod logger;
+pub mod message;
+#[cfg(target_os = "none")]
+mod panic;
+pub mod serve;
+pub mod shared;

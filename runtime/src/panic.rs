@@ -1,0 +1,44 @@
+//! The panic handler: tells the root-task, then faults on purpose.
+// UNSAFETY: the UD2 instruction.
+#![expect(unsafe_code, reason = "ends the server by an invalid instruction")]
+
+use core::fmt::Write as _;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use protocol::root::{RootRequest, Text};
+
+static IS_PANICKING: AtomicBool = AtomicBool::new(false);
+
+/// Appends what fits.
+struct Cut<'a>(&'a mut Text);
+
+impl core::fmt::Write for Cut<'_> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for character in text.chars() {
+            let _ = self.0.push(character);
+        }
+        Ok(())
+    }
+}
+
+/// The root-task has nobody to tell; everyone else tells it.
+fn tell_root(info: &PanicInfo<'_>) {
+    if crate::entry::is_root_task() {
+        return;
+    }
+    crate::entry::register_server_ipc_buffer();
+    let mut message = Text::new();
+    let _ = write!(Cut(&mut message), "{info}");
+    let _ = crate::serve::ask_root(&RootRequest::Panicked { message });
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    if !IS_PANICKING.swap(true, Ordering::Relaxed) {
+        sel4::debug_println!("{info}");
+        tell_root(info);
+    }
+    // SAFETY: does not return; the fault goes to this thread's handler, the root-task.
+    unsafe { core::arch::asm!("ud2", options(noreturn, nomem, nostack)) }
+}
