@@ -27,6 +27,8 @@ pub const ROOT_NOTIFY: u64 = 7;
 pub const ENDPOINT: u64 = 8;
 /// A Timer object that signals the own notification with [`notify::TIMER`].
 pub const TIMER: u64 = 9;
+/// mem-server: its own fault handler's endpoint, which it names again when it replaces its CSpace by a larger one.
+pub const FAULT_ENDPOINT: u64 = 10;
 
 /// vmm-server: the mem-server's endpoint, badged with [`mem_badge`].
 pub const VMM_MEM_ENDPOINT: u64 = 16;
