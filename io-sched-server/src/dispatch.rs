@@ -1,0 +1,262 @@
+//! Queues per client in front of a scheduling policy, and batches of nearby requests.
+//!
+//! Within a client requests go in order. A batch lets a client follow up at once with requests close to its last one
+//! (mClock, section 3.5): at most [`BATCH_MAX`], each charged to the client that enjoys the short seek.
+
+use protocol::{ring::Phase, units::Nanos};
+
+use crate::{
+    cost::Cost,
+    sched::{Charge, Choice, Decision, Head, NodeId, Scheduler},
+};
+
+/// Most requests in a row because they are near: delays anybody's reservation by as many service times per client.
+pub const BATCH_MAX: u32 = 8;
+/// How near, in sectors: 4 MiB.
+pub const BATCH_SECTORS: u64 = 8192;
+
+/// A request in a client's queue; `T` is the caller's own reference to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queued<T> {
+    /// The caller's own.
+    pub item: T,
+    /// When it arrived.
+    pub arrival: Nanos,
+    /// Place on the disk, in sectors.
+    pub sector: u64,
+    /// Length in bytes.
+    pub bytes: u32,
+    /// What it counts.
+    pub cost: Cost,
+    /// dmClock: completed elsewhere, and of those by reservation.
+    pub elsewhere: (u32, u32),
+}
+
+impl<T> Queued<T> {
+    const fn head(&self) -> Head {
+        Head { arrival: self.arrival, delta: self.elsewhere.0, rho: self.elsewhere.1 }
+    }
+}
+
+/// A queue of at most `Q` requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Queue<T, const Q: usize> {
+    first: u16,
+    len: u16,
+    /// The head may not go yet (a flush behind writes in the device): hidden from the policy.
+    is_held: bool,
+    entries: [Option<Queued<T>>; Q],
+}
+
+impl<T: Copy, const Q: usize> Queue<T, Q> {
+    const NEW: Self = Self { first: 0, len: 0, is_held: false, entries: [None; Q] };
+
+    fn front(&self) -> Option<&Queued<T>> {
+        if self.len == 0 { None } else { self.entries[usize::from(self.first) % Q].as_ref() }
+    }
+
+    fn push(&mut self, queued: Queued<T>) -> bool {
+        if usize::from(self.len) == Q {
+            return false;
+        }
+        let at = (usize::from(self.first) + usize::from(self.len)) % Q;
+        self.entries[at] = Some(queued);
+        self.len += 1;
+        true
+    }
+
+    fn pop(&mut self) -> Option<Queued<T>> {
+        let queued = if self.len == 0 { None } else { self.entries[usize::from(self.first)].take() };
+        if queued.is_some() {
+            let next = usize::from(self.first) + 1;
+            self.first = if next == Q { 0 } else { next as u16 };
+            self.len -= 1;
+        }
+        queued
+    }
+}
+
+/// Something to give to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dispatched<T> {
+    /// Whose.
+    pub client: NodeId,
+    /// Served by which phase.
+    pub phase: Phase,
+    /// The request.
+    pub queued: Queued<T>,
+}
+
+/// What [`Dispatcher::pull`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulled<T> {
+    /// Give this to the device.
+    Request(Dispatched<T>),
+    /// Only limits stand in the way: pull again at this time.
+    WaitUntil(Nanos),
+    /// Nothing waits.
+    Idle,
+}
+
+/// The queues of `N` clients in front of policy `P`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispatcher<P, T, const N: usize, const Q: usize> {
+    policy: P,
+    queues: [Queue<T, Q>; N],
+    batch: Option<Batch>,
+    batch_max: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Batch {
+    client: NodeId,
+    sector: u64,
+    left: u32,
+}
+
+impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, Q> {
+    /// Empty queues; `batch_max` of 1 turns batches off.
+    pub const fn new(policy: P, batch_max: u32) -> Self {
+        assert!(Q >= 1 && Q <= 1024, "a queue holds something");
+        Self { policy, queues: [const { Queue::NEW }; N], batch: None, batch_max }
+    }
+
+    /// Changes how many nearby requests may go in a row.
+    pub const fn set_batch(&mut self, batch_max: u32) {
+        self.batch_max = batch_max;
+    }
+
+    /// The policy, to attach clients and change controls.
+    pub const fn policy(&mut self) -> &mut P {
+        &mut self.policy
+    }
+
+    /// The policy, to look at.
+    pub const fn policy_ref(&self) -> &P {
+        &self.policy
+    }
+
+    /// Requests of `client` in its queue.
+    pub fn waiting(&self, client: NodeId) -> u32 {
+        u32::from(self.queues[usize::from(client)].len)
+    }
+
+    /// Queues a request; `false` if the client's queue is full.
+    pub fn add(&mut self, now: Nanos, client: NodeId, queued: Queued<T>) -> bool {
+        let queue = &mut self.queues[usize::from(client)];
+        if !queue.push(queued) {
+            return false;
+        }
+        if queue.len == 1 && !queue.is_held {
+            self.policy.activate(now, client, queued.head());
+        }
+        true
+    }
+
+    /// The next request for the device. A head that `is_barrier` holds its client's queue until
+    /// [`resume`](Self::resume).
+    pub fn pull(&mut self, now: Nanos, is_barrier: impl Fn(&T) -> bool) -> Pulled<T> {
+        let choice = match self.continue_batch(now) {
+            Some(choice) => choice,
+            None => match self.policy.pick(now) {
+                Decision::Serve(choice) => choice,
+                Decision::WaitUntil(until) => return Pulled::WaitUntil(until),
+                Decision::Idle => return Pulled::Idle,
+            },
+        };
+        let queue = &mut self.queues[usize::from(choice.client)];
+        let Some(queued) = queue.pop() else {
+            // The policy only ever chooses clients it was told of; without a request there is nothing to do.
+            return Pulled::Idle;
+        };
+        let next = match queue.front() {
+            Some(front) if is_barrier(&front.item) => {
+                queue.is_held = true;
+                None
+            }
+            front => front.map(Queued::head),
+        };
+        let charge = Charge { cost: queued.cost, bytes: queued.bytes };
+        self.policy.served(now, choice, charge, next);
+        self.note_batch(choice.client, &queued);
+        Pulled::Request(Dispatched { client: choice.client, phase: choice.phase(), queued })
+    }
+
+    fn continue_batch(&mut self, now: Nanos) -> Option<Choice> {
+        let batch = self.batch?;
+        let queue = &self.queues[usize::from(batch.client)];
+        let is_near = |front: &Queued<T>| front.sector.abs_diff(batch.sector) <= BATCH_SECTORS;
+        if batch.left > 0
+            && !queue.is_held
+            && queue.front().is_some_and(is_near)
+            && let Some(choice) = self.policy.follow_up(now, batch.client)
+        {
+            return Some(choice);
+        }
+        self.batch = None;
+        None
+    }
+
+    fn note_batch(&mut self, client: NodeId, queued: &Queued<T>) {
+        if self.batch_max <= 1 {
+            return;
+        }
+        let sector = queued.sector + u64::from(queued.bytes) / 512;
+        let left = match self.batch {
+            Some(batch) if batch.client == client => batch.left - 1,
+            _ => self.batch_max - 1,
+        };
+        self.batch = Some(Batch { client, sector, left });
+    }
+
+    /// Looks again at a queue whose head was held.
+    pub fn resume(&mut self, now: Nanos, client: NodeId) {
+        let queue = &mut self.queues[usize::from(client)];
+        if !queue.is_held {
+            return;
+        }
+        queue.is_held = false;
+        if let Some(front) = queue.front() {
+            let head = front.head();
+            self.policy.activate(now, client, head);
+        }
+    }
+
+    /// Keeps the head of `client` back: called before its first request is added when that may not go yet.
+    pub fn hold(&mut self, client: NodeId) {
+        let queue = &mut self.queues[usize::from(client)];
+        if queue.len == 0 {
+            queue.is_held = true;
+        }
+    }
+
+    /// Is the head of `client` kept back?
+    pub fn is_held(&self, client: NodeId) -> bool {
+        let queue = &self.queues[usize::from(client)];
+        queue.is_held && queue.len > 0
+    }
+
+    /// A request of `client` left the device.
+    pub fn completed(&mut self, now: Nanos, client: NodeId) {
+        self.policy.completed(now, client);
+    }
+
+    /// Forgets a client and its queue.
+    pub fn detach(&mut self, client: NodeId) {
+        self.policy.detach(client);
+        self.queues[usize::from(client)] = Queue::NEW;
+        self.batch = self.batch.filter(|batch| batch.client != client);
+    }
+
+    /// Puts another policy in place; it is told of every waiting client. The caller attaches the clients first.
+    pub fn replace_policy(&mut self, now: Nanos, policy: P) {
+        self.policy = policy;
+        self.batch = None;
+        for (client, queue) in self.queues.iter().enumerate() {
+            if let (Some(front), false) = (queue.front(), queue.is_held) {
+                let head = front.head();
+                self.policy.activate(now, client as NodeId, head);
+            }
+        }
+    }
+}
