@@ -11,7 +11,7 @@
 //!   and every other fault, is never answered: the mem-server reports it with
 //!   [`crate::root::RootRequest::ServerFault`] and the thread stands still.
 //!
-//! The root-task never calls: what it wants comes as [`crate::root::MemCommand`].
+//! The root-task never calls: what it wants comes as [`crate::root::Command::Mem`].
 
 use serde::{Deserialize, Serialize};
 
@@ -140,8 +140,8 @@ pub struct Controls {
     pub limit: Pages,
     /// Weight in division above reservations.
     pub shares: u32,
-    /// Idle memory tax in per cent, 0..=99; `None` takes the machine's.
-    pub tax: Option<u8>,
+    /// Idle memory tax in permille, 0..=[`TAX_MAX`]; `None` takes the machine's.
+    pub tax: Option<u16>,
     /// Sharing domain.
     pub sharing: Sharing,
 }
@@ -180,6 +180,27 @@ impl VmMemory {
             },
             balloon: true,
         }
+    }
+
+    /// As the system description says; `group` is the VM's group.
+    pub const fn configured(
+        memory: &crate::system::Memory,
+        group: Option<u8>,
+        balloon: &crate::system::Balloon,
+    ) -> Self {
+        let sharing = match (memory.sharing, group) {
+            (crate::system::Sharing::None, _) => Sharing::None,
+            (crate::system::Sharing::Group, Some(group)) => Sharing::Group(group as u16),
+            (crate::system::Sharing::Group | crate::system::Sharing::Vm, _) => Sharing::Vm,
+        };
+        let controls = Controls {
+            reservation: memory.reservation,
+            limit: memory.limit,
+            shares: memory.shares,
+            tax: Some(memory.tax),
+            sharing,
+        };
+        Self { controls, balloon: balloon.present, ..Self::new(memory.size) }
     }
 
     /// Dense index of a guest frame, `None` where there is no memory.
@@ -236,20 +257,65 @@ impl Interface for Mem {
     type Reply = MemReply;
 }
 
-/// A control call.
+/// What is asked of the mem-server, with the answer as [`MemReply`]. "root": comes as [`crate::root::Command::Mem`], is answered with
+/// [`crate::root::RootRequest::MemAnswer`]. "vmm": a call. Anyone else gets [`MemError::NotAllowed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemRequest {
-    /// Own memory, balloon target and whether to report free pages. Reply [`MemReply::Info`]. Asked at start
+    /// root: admit a VM and build its nested tables. Its capabilities are in place ([`crate::slots::MEM_VM`]);
+    /// its VCPU has its nested root when [`MemReply::Created`] comes.
+    CreateVm {
+        /// Identity, not in use.
+        vm: VmId,
+        /// Memory as configured.
+        memory: VmMemory,
+    },
+    /// root: take everything back; its vmm-server does not run any more. Reply [`MemReply::Freed`].
+    DestroyVm {
+        /// Which.
+        vm: VmId,
+    },
+    /// root: change controls; refused like an admission if the new reservation cannot be met.
+    SetControls {
+        /// Which.
+        vm: VmId,
+        /// All of them.
+        controls: Controls,
+    },
+    /// root: fix the balloon by hand (`Some`), or give it back to the policy (`None`).
+    SetBalloon {
+        /// Which.
+        vm: VmId,
+        /// Size of the balloon.
+        target: Option<Pages>,
+    },
+    /// root: change the machine's idle memory tax.
+    SetTax {
+        /// Permille, 0..=[`TAX_MAX`].
+        permille: u16,
+    },
+    /// root: machine-wide figures. Reply [`MemReply::Machine`].
+    Machine,
+    /// root: figures of one VM. Reply [`MemReply::Stats`].
+    Stats {
+        /// Which.
+        vm: VmId,
+    },
+    /// root: every term behind the VM's current target. Reply [`MemReply::Explanation`].
+    Explain {
+        /// Which.
+        vm: VmId,
+    },
+    /// vmm: own memory, balloon target and whether to report free pages. Reply [`MemReply::Info`]. Asked at start
     /// and whenever the mem-server signals [`crate::slots::notify::MEM`].
     Info,
-    /// The balloon device is driven by a driver (or not any more: guest reset). Reply [`MemReply::Done`].
+    /// vmm: the balloon device is driven by a driver (or not any more: guest reset). Reply [`MemReply::Done`].
     BalloonReady {
         /// The driver has set DRIVER_OK and negotiated the balloon.
         ready: bool,
     },
-    /// What the statistics queue said. Reply [`MemReply::Info`].
+    /// vmm: what the statistics queue said. Reply [`MemReply::Info`].
     GuestStats(GuestStats),
-    /// The guest was reset. Every page becomes absent, the balloon empty. Reply [`MemReply::Freed`].
+    /// vmm: the guest was reset. Every page becomes absent, the balloon empty. Reply [`MemReply::Freed`].
     Reset,
 }
 
@@ -258,24 +324,254 @@ pub enum MemRequest {
 pub enum MemReply {
     /// Done, nothing to say.
     Done,
+    /// The VM was admitted.
+    Created {
+        /// Pages kept for it: reservation and overhead.
+        reserved: Pages,
+    },
     /// Pages that came back to the free pool.
     Freed {
         /// How many.
         pages: Pages,
+        /// Free pages of the machine now.
+        free: Pages,
     },
+    /// [`MemRequest::Machine`].
+    Machine(MachineStats),
+    /// [`MemRequest::Stats`].
+    Stats(VmStats),
+    /// [`MemRequest::Explain`].
+    Explanation(Explanation),
     /// [`MemRequest::Info`].
     Info(VmInfo),
     /// Refused; nothing changed.
     Error(MemError),
 }
 
-/// Why a control call was refused.
+/// Why something was refused; every refused admission carries the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemError {
     /// The bytes were no request.
     Decode(DecodeError),
-    /// The caller's VM is not admitted.
+    /// This caller may not ask that.
+    NotAllowed,
+    /// The identity is taken, or there is none such.
+    Identity,
+    /// The VM is not admitted.
     NoSuchVm,
+    /// The size is 0, not a multiple of 2 MiB, or more than a VM can have.
+    BadSize {
+        /// What was asked.
+        size: Pages,
+    },
+    /// Not reservation <= limit <= size, no shares, or a tax above [`TAX_MAX`].
+    BadControls,
+    /// Reservation and overhead do not fit in memory beside the others'.
+    NotEnoughMemory {
+        /// Reservation and overhead asked.
+        needed: Pages,
+        /// What the others leave.
+        available: Pages,
+    },
+    /// Limits less reservations, this one's and the others', do not fit in swap space.
+    NotEnoughSwap {
+        /// What all of them need together.
+        needed: Pages,
+        /// All the swap space there is.
+        available: Pages,
+    },
+    /// No kernel object memory or table entries.
+    Objects {
+        /// The kernel's error number, 0 for the server's own tables.
+        error: u64,
+    },
+}
+
+/// Largest idle memory tax in permille: at 100 % an idle page's price would be infinite.
+pub const TAX_MAX: u16 = 999;
+
+/// Memory pressure, from free memory (P4: 6, 4, 2 and 1 per cent).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum PressureState {
+    /// Enough: nothing is reclaimed.
+    #[default]
+    High,
+    /// Reclaim by balloon, by paging only where there is no balloon.
+    Soft,
+    /// Reclaim by paging.
+    Hard,
+    /// Reclaim by paging, and VMs above their target wait.
+    Low,
+}
+
+/// Pages of a machine or a VM by state. Their sum is all there are: the accounting invariant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateCounts {
+    /// Never touched, or taken away known zero.
+    pub absent: u64,
+    /// Backed by a frame of its own.
+    pub private: u64,
+    /// Backed by a frame others use too.
+    pub shared: u64,
+    /// Backed by the one frame of zeros.
+    pub zero: u64,
+    /// Given up to the balloon.
+    pub ballooned: u64,
+    /// Compressed in memory.
+    pub compressed: u64,
+    /// On the swap partition.
+    pub swapped: u64,
+    /// On its way to or from the swap partition.
+    pub in_flight: u64,
+}
+
+impl StateCounts {
+    /// All pages.
+    pub const fn total(&self) -> u64 {
+        self.absent
+            + self.private
+            + self.shared
+            + self.zero
+            + self.ballooned
+            + self.compressed
+            + self.swapped
+            + self.in_flight
+    }
+}
+
+/// Machine-wide figures, in pages unless said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStats {
+    /// Frames the mem-server manages.
+    pub total: u64,
+    /// Free frames.
+    pub free: u64,
+    /// Frames backing guests' pages, each counted once.
+    pub guest: u64,
+    /// Frames holding compressed pages.
+    pub compressed_pool: u64,
+    /// Frames spent on capabilities, page tables and the server's own tables.
+    pub overhead: u64,
+    /// Frames put by for copy-on-write breaks.
+    pub cow_reserve: u64,
+    /// Pages of guests that share a frame ("shared").
+    pub shared: u64,
+    /// Frames they share ("common").
+    pub common: u64,
+    /// Pages reclaimed by sharing ("saving").
+    pub saved: u64,
+    /// Of those, pages of zeros.
+    pub zero_saved: u64,
+    /// Swap slots in all and in use.
+    pub swap_total: u64,
+    /// In use.
+    pub swap_used: u64,
+    /// Memory reserved by admission.
+    pub reserved: u64,
+    /// Pressure.
+    pub state: PressureState,
+    /// Machine's idle memory tax in permille.
+    pub tax: u16,
+    /// Pages the scanner looked at.
+    pub scanned: u64,
+    /// Pages it merged.
+    pub merged: u64,
+    /// False matches: same hash, other contents.
+    pub false_matches: u64,
+}
+
+/// Figures of one VM, in pages unless said; in comments esxtop's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// MEMSZ.
+    pub size: u64,
+    /// GRANT: backed by memory, shared ones included.
+    pub granted: u64,
+    /// Frames charged: private plus its part of shared and compressed ones.
+    pub consumed: u64,
+    /// TCHD: touched in the last sampling period, estimated.
+    pub touched: u64,
+    /// ACTV: working set estimate (maximum of the three averages).
+    pub active: u64,
+    /// ACTVS, ACTVF, ACTVN: slow, fast and current average, in per mille of the VM's pages.
+    pub average_permille: [u16; 3],
+    /// By state.
+    pub states: StateCounts,
+    /// SHRDSVD: memory saved by sharing.
+    pub saved: u64,
+    /// MCTLSZ.
+    pub balloon: u64,
+    /// MCTLTGT.
+    pub balloon_target: u64,
+    /// SWTGT.
+    pub swap_target: u64,
+    /// Current target of the allocation policy.
+    pub target: u64,
+    /// Idle memory tax paid: pages it would have with tax 0 and does not.
+    pub tax_paid: u64,
+    /// Overhead: capabilities, tables.
+    pub overhead: u64,
+    /// Faults by kind: first touch, copy-on-write, decompressed, swapped in, balloon popped, mapped again, window.
+    pub faults: [u64; 7],
+    /// Waiting because of [`PressureState::Low`].
+    pub blocked: bool,
+}
+
+/// Every term behind a VM's current target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Figures of the VM.
+    pub stats: VmStats,
+    /// Its controls.
+    pub controls: Controls,
+    /// Shares after the idle memory tax: `shares * 1000 / (f + k (1 - f))`.
+    pub taxed_shares: u64,
+    /// Tax in force, permille.
+    pub tax: u16,
+    /// Pages divided among all VMs.
+    pub budget: u64,
+    /// Sum of all reservations.
+    pub sum_reservations: u64,
+    /// The water level times 1000: target pages per taxed share before clamping.
+    pub level_milli: u64,
+    /// Which bound the target rests on.
+    pub bound: TargetBound,
+    /// Target were there no tax.
+    pub untaxed_target: u64,
+    /// When it was computed.
+    pub at: Nanos,
+    /// What made it be computed.
+    pub trigger: Trigger,
+}
+
+/// What a target rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TargetBound {
+    /// The reservation holds it up.
+    Reservation,
+    /// In between: its taxed shares decide.
+    #[default]
+    Shares,
+    /// The limit holds it down.
+    Limit,
+}
+
+/// What makes targets be computed anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trigger {
+    /// Controls or tax changed.
+    #[default]
+    Controls,
+    /// A VM came.
+    Added,
+    /// A VM went.
+    Removed,
+    /// Free memory crossed a threshold.
+    Threshold,
+    /// The rebalance period is over.
+    Periodic,
 }
 
 /// What a vmm-server must know about its VM's memory.
@@ -293,9 +589,38 @@ pub struct VmInfo {
     pub stats_period: Nanos,
 }
 
+/// Something the root-task must know; sent as [`crate::root::RootRequest::MemEvent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemEvent {
+    /// A fault-in failed for want of memory.
+    OutOfMemory {
+        /// Whose.
+        vm: VmId,
+        /// The guest frame.
+        gfn: Gfn,
+    },
+    /// A page is lost on the swap disk.
+    PageLost {
+        /// Whose.
+        vm: VmId,
+        /// The guest frame.
+        gfn: Gfn,
+    },
+    /// Pressure changed.
+    Pressure {
+        /// From.
+        from: PressureState,
+        /// To.
+        to: PressureState,
+        /// Free pages then.
+        free: Pages,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interface::{PAYLOAD_MAX, decode, decode_reply, encode};
 
     #[test]
     fn ranges_survive_a_word() {
@@ -318,5 +643,49 @@ mod tests {
         for index in [0, 77, LOW_MAX.0 as u32 - 1, LOW_MAX.0 as u32 + 511] {
             assert_eq!(memory.index_of(memory.gfn_of(index)), Some(index));
         }
+    }
+
+    #[test]
+    fn the_largest_messages_fit() {
+        let mut buffer = [0; PAYLOAD_MAX];
+        let controls = Controls {
+            reservation: Pages(u64::MAX),
+            limit: Pages(u64::MAX),
+            shares: u32::MAX,
+            tax: Some(TAX_MAX),
+            sharing: Sharing::Group(u16::MAX),
+        };
+        let stats = VmStats {
+            size: u64::MAX,
+            granted: u64::MAX,
+            consumed: u64::MAX,
+            touched: u64::MAX,
+            active: u64::MAX,
+            average_permille: [u16::MAX; 3],
+            faults: [u64::MAX; 7],
+            ..VmStats::default()
+        };
+        let reply = MemReply::Explanation(Explanation {
+            stats,
+            controls,
+            taxed_shares: u64::MAX,
+            tax: TAX_MAX,
+            budget: u64::MAX,
+            sum_reservations: u64::MAX,
+            level_milli: u64::MAX,
+            bound: TargetBound::Limit,
+            untaxed_target: u64::MAX,
+            at: Nanos(u64::MAX),
+            trigger: Trigger::Periodic,
+        });
+        let bytes = encode(&reply, &mut buffer).unwrap();
+        assert_eq!(decode_reply::<Mem>(bytes), Ok(reply));
+        let request = MemRequest::CreateVm {
+            vm: VmId(3),
+            memory: VmMemory { controls, ..VmMemory::new(Pages(512)) },
+        };
+        let mut buffer = [0; PAYLOAD_MAX];
+        let bytes = encode(&request, &mut buffer).unwrap();
+        assert_eq!(decode::<Mem>(Mem::LABEL, bytes), Ok(request));
     }
 }

@@ -10,7 +10,8 @@
 //! root-task then moves its scheduling context to its notification.
 
 use crate::interface::Interface;
-use crate::system::{Disk, Memory};
+use crate::mem::{MemEvent, MemReply, MemRequest};
+use crate::system::Disk;
 use crate::units::{Pages, VmId};
 use heapless::String;
 use serde::{Deserialize, Serialize};
@@ -73,15 +74,6 @@ pub struct FaultReport {
     pub code: u64,
 }
 
-/// Why the mem-server refuses a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// What the VM's reservation and its overhead need.
-    pub needed: Pages,
-    /// What is not reserved by others.
-    pub available: Pages,
-}
-
 /// What any server may ask of the root-task. Who asks is known by the badge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RootRequest {
@@ -98,25 +90,10 @@ pub enum RootRequest {
         /// The fault.
         fault: FaultReport,
     },
-    /// mem-server, to [`MemCommand::Admit`]: the VM's reservation is kept for it.
-    Admitted {
-        /// The VM.
-        vm: VmId,
-    },
-    /// mem-server, to [`MemCommand::Admit`] or [`MemCommand::SetMemory`]: it cannot be met.
-    Refused {
-        /// The VM.
-        vm: VmId,
-        /// The numbers.
-        refusal: Refusal,
-    },
-    /// mem-server, to [`MemCommand::Release`]: everything of the VM is free again.
-    Released {
-        /// The VM.
-        vm: VmId,
-        /// Free pages of the machine now.
-        free: Pages,
-    },
+    /// mem-server: the answer to the oldest [`Command::Mem`] not answered yet.
+    MemAnswer(MemReply),
+    /// mem-server: something happened that the user should hear of.
+    MemEvent(MemEvent),
     /// io-sched-server, to [`IoCommand::Attach`]: the client's ring is served.
     Attached {
         /// The client.
@@ -164,7 +141,7 @@ pub enum Command {
     /// To a vmm-server.
     Vmm(VmmCommand),
     /// To the mem-server.
-    Mem(MemCommand),
+    Mem(MemRequest),
     /// To the io-sched-server.
     Io(IoCommand),
 }
@@ -182,32 +159,6 @@ pub enum VmmCommand {
     SetBalloon {
         /// Its size.
         target: Pages,
-    },
-}
-
-/// What the root-task tells the mem-server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MemCommand {
-    /// A VM is about to start: keep its reservation. Its capabilities are placed after the answer.
-    Admit {
-        /// The VM.
-        vm: VmId,
-        /// Its claim.
-        memory: Memory,
-        /// Its group, an index into [`crate::startup::MemStart::groups`].
-        group: Option<u8>,
-    },
-    /// The vmm-server of a VM has ended: take everything back.
-    Release {
-        /// The VM.
-        vm: VmId,
-    },
-    /// A running VM's claim changes (answer [`RootRequest::Applied`] or [`RootRequest::Refused`]).
-    SetMemory {
-        /// The VM.
-        vm: VmId,
-        /// The new claim.
-        memory: Memory,
     },
 }
 
