@@ -188,8 +188,10 @@ pub struct ClientStats {
     pub writes: u64,
     /// Flushes completed.
     pub flushes: u64,
-    /// Bytes moved.
-    pub bytes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
     /// Served in the reservation phase.
     pub by_reservation: u64,
     /// Served by shares.

@@ -151,6 +151,8 @@ pub struct IoStart {
     pub dma: DmaRegion,
     /// Dispatch policy.
     pub policy: IoPolicy,
+    /// Groups of VMs, by index.
+    pub groups: Vec<Group, GROUPS_MAX>,
     /// This is a restart: clients attached before come again as commands, with their rings as they were.
     pub restarted: bool,
 }
@@ -262,6 +264,7 @@ mod tests {
                 functions: Vec::new(),
                 dma: DmaRegion::default(),
                 policy: IoPolicy::RoundRobin,
+                groups: Vec::new(),
                 restarted: false,
             }),
         };
