@@ -3,7 +3,7 @@
 //! Memory must hold every VM's reservation and overhead; swap space must hold every VM's limit
 //! less its reservation, unless the machine is not overcommitted at all.
 
-use protocol::mem::{Controls, VmMemory};
+use protocol::mem::{Controls, MemError, VmMemory};
 use protocol::units::Pages;
 
 /// What one VM asks to be kept for it.
@@ -33,68 +33,35 @@ pub struct Supply {
     pub swap: u64,
 }
 
-/// Why a claim is refused; every error carries the numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdmissionError {
-    /// Not `reservation <= limit <= size`, or no shares, or a tax of 100 % or more.
-    BadControls,
-    /// The size is 0, not a multiple of 2 MiB, or more than a VM can have.
-    BadSize {
-        /// What was asked.
-        size: Pages,
-    },
-    /// Reservation and overhead do not fit in memory beside the others'.
-    Memory {
-        /// Reservation and overhead asked.
-        needed: Pages,
-        /// What the others leave.
-        available: Pages,
-    },
-    /// Limits less reservations, this one's and the others', do not fit in swap space.
-    Swap {
-        /// What all of them need together.
-        needed: Pages,
-        /// All the swap space there is.
-        available: Pages,
-    },
-    /// The identity is in use, or there is none such.
-    Identity,
-    /// The server's own tables are full, or the kernel refused with this number.
-    Objects {
-        /// The kernel's error number, 0 for the server's own tables.
-        error: u64,
-    },
-}
-
 /// Checks controls by themselves.
 ///
 /// # Errors
 ///
-/// [`AdmissionError::BadControls`].
-pub fn check_controls(size: Pages, controls: &Controls) -> Result<(), AdmissionError> {
+/// [`MemError::BadControls`].
+pub fn check_controls(size: Pages, controls: &Controls) -> Result<(), MemError> {
     let ordered = controls.reservation <= controls.limit && controls.limit <= size;
     let tax = controls.tax.is_none_or(|tax| tax <= TAX_MAX);
     if ordered && tax && controls.shares > 0 && controls.limit.0 > 0 {
         Ok(())
     } else {
-        Err(AdmissionError::BadControls)
+        Err(MemError::BadControls)
     }
 }
 
-/// Largest idle memory tax, in per cent: at 100 % the price of an idle page would be infinite.
-pub const TAX_MAX: u8 = 99;
+/// Largest idle memory tax, in permille.
+pub const TAX_MAX: u16 = protocol::mem::TAX_MAX;
 
 /// Checks a size by itself.
 ///
 /// # Errors
 ///
-/// [`AdmissionError::BadSize`].
-pub fn check_size(memory: &VmMemory, most: u64) -> Result<(), AdmissionError> {
+/// [`MemError::BadSize`].
+pub fn check_size(memory: &VmMemory, most: u64) -> Result<(), MemError> {
     let size = memory.size;
     let whole = size.0.is_multiple_of(512) && memory.low.0.is_multiple_of(512);
     let split = memory.low <= size && memory.low <= protocol::mem::LOW_MAX;
     if size.0 == 0 || !whole || !split || size.0 > most {
-        return Err(AdmissionError::BadSize { size });
+        return Err(MemError::BadSize { size });
     }
     Ok(())
 }
@@ -103,12 +70,12 @@ pub fn check_size(memory: &VmMemory, most: u64) -> Result<(), AdmissionError> {
 ///
 /// # Errors
 ///
-/// [`AdmissionError::Memory`] or [`AdmissionError::Swap`] with the numbers.
+/// [`MemError::NotEnoughMemory`] or [`MemError::NotEnoughSwap`] with the numbers.
 pub fn admit(
     supply: Supply,
     others: impl Iterator<Item = Claim>,
     claim: Claim,
-) -> Result<(), AdmissionError> {
+) -> Result<(), MemError> {
     let mut memory = 0u64;
     let mut swap = 0u64;
     let mut most = claim.limit.saturating_add(claim.overhead);
@@ -120,7 +87,10 @@ pub fn admit(
     let needed = claim.reservation.saturating_add(claim.overhead);
     let available = supply.memory.saturating_sub(memory);
     if needed > available {
-        return Err(AdmissionError::Memory { needed: Pages(needed), available: Pages(available) });
+        return Err(MemError::NotEnoughMemory {
+            needed: Pages(needed),
+            available: Pages(available),
+        });
     }
     if most <= supply.memory {
         // Not overcommitted: nobody can ever be swapped out.
@@ -129,7 +99,10 @@ pub fn admit(
     // Others that were admitted while nothing was overcommitted need their swap space from now on.
     let needed = claim.swap().saturating_add(swap);
     if needed > supply.swap {
-        return Err(AdmissionError::Swap { needed: Pages(needed), available: Pages(supply.swap) });
+        return Err(MemError::NotEnoughSwap {
+            needed: Pages(needed),
+            available: Pages(supply.swap),
+        });
     }
     Ok(())
 }
@@ -183,8 +156,8 @@ mod tests {
                 prop_assert_eq!(verdict.is_ok(), by_hand(supply, &with));
                 match verdict {
                     Ok(()) => admitted = with,
-                    Err(AdmissionError::Memory { needed, available }
-                        | AdmissionError::Swap { needed, available }) => prop_assert!(needed > available),
+                    Err(MemError::NotEnoughMemory { needed, available }
+                        | MemError::NotEnoughSwap { needed, available }) => prop_assert!(needed > available),
                     Err(other) => prop_assert!(false, "{:?}", other),
                 }
             }

@@ -6,10 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod hash;
 pub mod ledger;
 pub mod mechanism;
 #[cfg(any(test, feature = "model"))]
-#[cfg_attr(not(test), expect(clippy::expect_used, clippy::panic, reason = "a model fails loudly"))]
 pub mod model;
 pub mod page;
 pub mod server;

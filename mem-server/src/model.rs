@@ -1,4 +1,5 @@
 //! Models of the machine for tests and experiments: what the guests can see, and nothing is believed.
+#![expect(clippy::expect_used, clippy::panic, reason = "a model stops at the first wrong step")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -117,13 +118,16 @@ pub struct Counters {
     pub protected: u64,
 }
 
+/// What nested tables map: per page the frame, and whether it is writable.
+pub type Map = Vec<Option<(Frame, bool)>>;
+
 /// A machine without kernel objects: guests' mappings and frames' contents.
 #[derive(Debug)]
 pub struct Machine {
     /// Frames.
     pub frames: Frames,
     /// What each VM's nested tables map: per page the frame, and whether it is writable.
-    pub maps: Vec<Option<Vec<Option<(Frame, bool)>>>>,
+    pub maps: Vec<Option<Map>>,
     /// What each vmm-server's window maps.
     pub windows: Vec<BTreeMap<u32, (Frame, bool)>>,
     /// Counted operations.
@@ -439,8 +443,8 @@ impl ModelKernel {
         self.capabilities
             .iter()
             .filter(|(slot, capability)| {
-                !matches!(capability.kind, Kind::Large { .. })
-                    && !(own(**slot) && capability.parent.is_none())
+                let of_block = own(**slot) && capability.parent.is_none();
+                !matches!(capability.kind, Kind::Large { .. }) && !of_block
             })
             .count()
     }

@@ -1,10 +1,10 @@
 //! The server: admitted VMs, their pages, and what each message does to them.
 
 use protocol::mem::{Controls, GfnRange, GuestStats, MemError, MemReply, MemRequest, Refusal};
-use protocol::mem::{VmInfo, VmMemory, access, release_reason};
+use protocol::mem::{MachineStats, StateCounts, VmInfo, VmMemory, VmStats, access, release_reason};
 use protocol::units::{Gfn, MAX_VMS, Nanos, Pages, VmId};
 
-use crate::admission::{self, AdmissionError, Claim, Supply};
+use crate::admission::{self, Claim, Supply};
 use crate::ledger::{self, Block, Ledger};
 use crate::mechanism::{Mechanism, MechanismError, Page};
 use crate::page::{Entry, FRAMES_PER_BLOCK, Frame, PageOp, PageState, next};
@@ -158,16 +158,16 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     ///
-    /// [`AdmissionError`] with the numbers; nothing changed.
+    /// [`MemError`] with the numbers; nothing changed.
     pub fn admit(
         &mut self,
         vm: VmId,
         memory: VmMemory,
         mechanism: &mut impl Mechanism,
-    ) -> Result<(), AdmissionError> {
+    ) -> Result<(), MemError> {
         match self.vms.get(vm.0 as usize) {
             Some(None) => {}
-            _ => return Err(AdmissionError::Identity),
+            _ => return Err(MemError::Identity),
         }
         admission::check_size(&memory, self.entries.len() as u64)?;
         admission::check_controls(memory.size, &memory.controls)?;
@@ -177,7 +177,7 @@ impl<'a> Server<'a> {
             overhead: mechanism.overhead(&memory),
         };
         admission::admit(self.supply(), self.claims(vm), claim)?;
-        let base = self.find_entries(memory.size.0).ok_or(AdmissionError::Objects { error: 0 })?;
+        let base = self.find_entries(memory.size.0).ok_or(MemError::Objects { error: 0 })?;
         let mut counts = [0; PageState::ALL.len()];
         counts[PageState::Absent as usize] = memory.size.0 as u32;
         self.vms[vm.0 as usize] = Some(Vm {
@@ -228,10 +228,10 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     ///
-    /// [`AdmissionError::Identity`] or [`AdmissionError::Objects`]; the VM stays admitted.
-    pub fn open(&mut self, vm: VmId, mechanism: &mut impl Mechanism) -> Result<(), AdmissionError> {
+    /// [`MemError::Identity`] or [`MemError::Objects`]; the VM stays admitted.
+    pub fn open(&mut self, vm: VmId, mechanism: &mut impl Mechanism) -> Result<(), MemError> {
         let record = self.vms.get(vm.0 as usize).and_then(Option::as_ref);
-        let record = record.ok_or(AdmissionError::Identity)?;
+        let record = record.ok_or(MemError::Identity)?;
         if record.open {
             return Ok(());
         }
@@ -241,13 +241,13 @@ impl<'a> Server<'a> {
                 Ok(()) => break,
                 Err(MechanismError::NeedBlock) => {
                     if !self.give_block(mechanism) {
-                        return Err(AdmissionError::Objects { error: 0 });
+                        return Err(MemError::Objects { error: 0 });
                     }
                 }
                 Err(MechanismError::Kernel(error)) => {
-                    return Err(AdmissionError::Objects { error });
+                    return Err(MemError::Objects { error });
                 }
-                Err(MechanismError::Unknown) => return Err(AdmissionError::Identity),
+                Err(MechanismError::Unknown) => return Err(MemError::Identity),
             }
         }
         if let Some(record) = &mut self.vms[vm.0 as usize] {
@@ -260,10 +260,10 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     ///
-    /// [`AdmissionError`] with the numbers; nothing changed.
-    pub fn set_controls(&mut self, vm: VmId, controls: Controls) -> Result<(), AdmissionError> {
+    /// [`MemError`] with the numbers; nothing changed.
+    pub fn set_controls(&mut self, vm: VmId, controls: Controls) -> Result<(), MemError> {
         let record = self.vms.get(vm.0 as usize).and_then(Option::as_ref);
-        let record = record.ok_or(AdmissionError::Identity)?;
+        let record = record.ok_or(MemError::Identity)?;
         admission::check_controls(record.memory.size, &controls)?;
         let claim = Claim {
             reservation: controls.reservation.0,
@@ -620,8 +620,103 @@ impl<'a> Server<'a> {
                 record.guest = stats;
                 MemReply::Info(self.info(vm))
             }
-            MemRequest::Reset => MemReply::Freed { pages: Pages(self.reset(vm, mechanism)) },
+            MemRequest::Reset => {
+                let pages = Pages(self.reset(vm, mechanism));
+                MemReply::Freed { pages, free: Pages(self.free()) }
+            }
+            _ => MemReply::Error(MemError::NotAllowed),
         }
+    }
+
+    /// Carries out an order of the root-task.
+    pub fn order(&mut self, request: MemRequest, mechanism: &mut impl Mechanism) -> MemReply {
+        match request {
+            MemRequest::CreateVm { vm, memory } => match self.create(vm, memory, mechanism) {
+                Ok(reserved) => MemReply::Created { reserved },
+                Err(error) => MemReply::Error(error),
+            },
+            MemRequest::DestroyVm { vm } => {
+                if self.vm(vm).is_none() {
+                    return MemReply::Error(MemError::NoSuchVm);
+                }
+                let pages = Pages(self.release_vm(vm, mechanism));
+                MemReply::Freed { pages, free: Pages(self.free()) }
+            }
+            MemRequest::SetControls { vm, controls } => match self.set_controls(vm, controls) {
+                Ok(()) => MemReply::Done,
+                Err(error) => MemReply::Error(error),
+            },
+            MemRequest::SetBalloon { vm, target } => {
+                let Some(Some(record)) = self.vms.get_mut(vm.0 as usize) else {
+                    return MemReply::Error(MemError::NoSuchVm);
+                };
+                record.balloon_target = target.map_or(0, |pages| pages.0.min(record.memory.size.0));
+                mechanism.signal_vmm(vm);
+                MemReply::Done
+            }
+            MemRequest::Machine => MemReply::Machine(self.machine_stats()),
+            MemRequest::Stats { vm } => {
+                self.vm_stats(vm).map_or(MemReply::Error(MemError::NoSuchVm), MemReply::Stats)
+            }
+            _ => MemReply::Error(MemError::NotAllowed),
+        }
+    }
+
+    /// Admits a VM and makes its nested tables; whichever fails, nothing is left.
+    fn create(
+        &mut self,
+        vm: VmId,
+        memory: VmMemory,
+        mechanism: &mut impl Mechanism,
+    ) -> Result<Pages, MemError> {
+        self.admit(vm, memory, mechanism)?;
+        if let Err(error) = self.open(vm, mechanism) {
+            self.release_vm(vm, mechanism);
+            return Err(error);
+        }
+        let claim = self.vm(vm).map_or(Claim::default(), |record| record.claim);
+        Ok(Pages(claim.reservation + claim.overhead))
+    }
+
+    /// Machine-wide figures.
+    pub fn machine_stats(&self) -> MachineStats {
+        let private: u64 = self.vms.iter().flatten().map(|vm| vm.count(PageState::Private)).sum();
+        let claims = self.vms.iter().flatten().map(|vm| vm.claim.reservation + vm.claim.overhead);
+        MachineStats {
+            total: self.total(),
+            free: self.free(),
+            guest: private,
+            overhead: self.held() + u64::from(self.own),
+            swap_total: self.swap_pages,
+            reserved: claims.sum(),
+            ..MachineStats::default()
+        }
+    }
+
+    /// Figures of one VM.
+    pub fn vm_stats(&self, vm: VmId) -> Option<VmStats> {
+        let record = self.vm(vm)?;
+        let count = |state| record.count(state);
+        Some(VmStats {
+            size: record.memory.size.0,
+            granted: record.granted(),
+            consumed: count(PageState::Private),
+            states: StateCounts {
+                absent: count(PageState::Absent),
+                private: count(PageState::Private),
+                shared: count(PageState::Shared),
+                zero: count(PageState::Zero),
+                ballooned: count(PageState::Ballooned),
+                compressed: count(PageState::Compressed),
+                swapped: count(PageState::Swapped),
+                in_flight: count(PageState::InFlight),
+            },
+            balloon: count(PageState::Ballooned),
+            balloon_target: record.balloon_target,
+            overhead: record.claim.overhead,
+            faults: record.faults,
+            ..VmStats::default()
+        })
     }
 
     fn info(&self, vm: VmId) -> VmInfo {

@@ -1,0 +1,223 @@
+//! The library's kernel calls, by `sel4`.
+
+use mem_server::page::{FRAME_BYTES, Frame};
+use mem_server::spaces::{Kernel, Level, Object, SLAB_BITS, Slot, TOP_BITS};
+use protocol::slots;
+use protocol::startup::GUEST_WINDOW;
+use protocol::units::{PAGE_SIZE, VmId};
+use sel4::{
+    AbsoluteCPtr, Cap, CapRights, Error, ObjectBlueprint, ObjectBlueprintBallast,
+    ObjectBlueprintX64, ObjectBlueprintX86, VmAttributes, cap,
+};
+
+use super::view::{View, block_vaddr};
+
+/// Bits of a slot number: of the top CNode and of a slab.
+const SLOT_BITS: u64 = (TOP_BITS + SLAB_BITS) as u64;
+const FRAME_BITS: u64 = PAGE_SIZE.trailing_zeros() as u64;
+const OWN_VSPACE: cap::VSpace = Cap::from_bits(slots::VSPACE);
+
+/// Kernel calls of the running server.
+pub struct Calls {
+    top: cap::CNode,
+    view: View,
+}
+
+impl Calls {
+    /// Over the capability space whose top CNode is `top`, with guard 0.
+    pub const fn new(top: cap::CNode, view: View) -> Self {
+        Self { top, view }
+    }
+
+    #[inline(always)]
+    fn path(&self, slot: Slot) -> AbsoluteCPtr {
+        self.top.absolute_cptr_from_bits_with_depth(slot, SLOT_BITS)
+    }
+}
+
+const fn vm_slot(vm: VmId, offset: u64) -> u64 {
+    slots::MEM_VM + slots::MEM_VM_SLOTS * vm.0 as u64 + offset
+}
+
+const fn vspace(vm: VmId) -> cap::VSpace {
+    Cap::from_bits(vm_slot(vm, slots::MEM_VM_VSPACE))
+}
+
+const fn rights(writable: bool) -> CapRights {
+    if writable { CapRights::read_write() } else { CapRights::read_only() }
+}
+
+const fn blueprint(object: Object) -> ObjectBlueprint {
+    use ObjectBlueprintX86::SeL4Arch;
+    match object {
+        Object::Untyped(bits) => ObjectBlueprint::Untyped { size_bits: bits as u64 },
+        Object::Slab => ObjectBlueprint::CNode { size_bits: SLAB_BITS as u64 },
+        Object::LargeFrame => ObjectBlueprint::Arch(ObjectBlueprintX86::LargePage),
+        Object::NestedRoot => ObjectBlueprint::Ballast(ObjectBlueprintBallast::NptPml4),
+        Object::NestedTable(level) => ObjectBlueprint::Ballast(match level {
+            Level::Pdpt => ObjectBlueprintBallast::NptPdpt,
+            Level::Directory => ObjectBlueprintBallast::NptPd,
+            Level::Table => ObjectBlueprintBallast::NptPt,
+        }),
+        Object::WindowTable(level) => ObjectBlueprint::Arch(match level {
+            Level::Pdpt => SeL4Arch(ObjectBlueprintX64::PDPT),
+            Level::Directory => ObjectBlueprintX86::PageDirectory,
+            Level::Table => ObjectBlueprintX86::PageTable,
+        }),
+    }
+}
+
+impl Kernel for Calls {
+    fn retype(&mut self, untyped: Slot, object: Object, to: Slot) -> Result<(), u64> {
+        // A slab goes into slot `to` of the top CNode, everything else into a slab.
+        let (destination, offset) = match object {
+            Object::Slab => (self.top.absolute_cptr_for_self(), to),
+            _ => {
+                let slab = to >> SLAB_BITS;
+                let depth = u64::from(TOP_BITS);
+                let path = self.top.absolute_cptr_from_bits_with_depth(slab, depth);
+                (path, to & ((1 << SLAB_BITS) - 1))
+            }
+        };
+        cap::Untyped::from_bits(untyped)
+            .untyped_retype(&blueprint(object), &destination, offset, 1)
+            .map_err(Error::number)
+    }
+
+    fn delete(&mut self, slot: Slot) {
+        if let Err(error) = self.path(slot).delete() {
+            defmt::error!("delete of slot {=u64:#x}: error {=u64}", slot, error.number());
+        }
+    }
+
+    fn revoke(&mut self, slot: Slot) {
+        if let Err(error) = self.path(slot).revoke() {
+            defmt::error!("revoke of slot {=u64:#x}: error {=u64}", slot, error.number());
+        }
+    }
+
+    #[inline]
+    fn derive(&mut self, block: Slot, offset: u32, to: Slot) -> Result<(), u64> {
+        cap::LargePage::from_bits(block)
+            .frame_derive(u64::from(offset) << FRAME_BITS, FRAME_BITS, &self.path(to))
+            .map_err(Error::number)
+    }
+
+    #[inline]
+    fn map_nested(&mut self, frame: Slot, root: Slot, gpa: u64, writable: bool) -> Result<(), u64> {
+        cap::Granule::from_bits(frame)
+            .frame_map_npt(cap::NptPml4::from_bits(root), gpa, rights(writable), 0)
+            .map_err(Error::number)
+    }
+
+    fn map_nested_table(
+        &mut self,
+        table: Slot,
+        level: Level,
+        root: Slot,
+        gpa: u64,
+    ) -> Result<(), u64> {
+        let root = cap::NptPml4::from_bits(root);
+        match level {
+            Level::Pdpt => cap::NptPdpt::from_bits(table).npt_pdpt_map(root, gpa),
+            Level::Directory => cap::NptPd::from_bits(table).npt_pd_map(root, gpa),
+            Level::Table => cap::NptPt::from_bits(table).npt_pt_map(root, gpa),
+        }
+        .map_err(Error::number)
+    }
+
+    fn map_window(&mut self, frame: Slot, vm: VmId, gpa: u64, writable: bool) -> Result<(), u64> {
+        cap::Granule::from_bits(frame)
+            .frame_map(vspace(vm), GUEST_WINDOW + gpa, rights(writable), VmAttributes::DEFAULT)
+            .map_err(Error::number)
+    }
+
+    fn map_window_table(
+        &mut self,
+        table: Slot,
+        level: Level,
+        vm: VmId,
+        gpa: u64,
+    ) -> Result<(), u64> {
+        let (space, vaddr) = (vspace(vm), GUEST_WINDOW + gpa);
+        let mapped = match level {
+            Level::Pdpt => {
+                cap::PDPT::from_bits(table).pdpt_map(space, vaddr, VmAttributes::DEFAULT)
+            }
+            Level::Directory => cap::PageDirectory::from_bits(table).page_directory_map(
+                space,
+                vaddr,
+                VmAttributes::DEFAULT,
+            ),
+            Level::Table => {
+                cap::PageTable::from_bits(table).page_table_map(space, vaddr, VmAttributes::DEFAULT)
+            }
+        };
+        match mapped {
+            // The vmm-server's own memory needs the upper tables too.
+            Ok(()) | Err(Error::DeleteFirst) => Ok(()),
+            Err(error) => Err(error.number()),
+        }
+    }
+
+    fn map_own(&mut self, frame: Slot, block: u32) -> Result<(), u64> {
+        map_own(frame, block_vaddr(block)).map_err(Error::number)
+    }
+
+    fn enter_root(&mut self, vm: VmId, root: Slot) -> Result<(), u64> {
+        let root = cap::NptPml4::from_bits(root);
+        cap::AsidPool::from_bits(slots::MEM_ASID_POOL)
+            .asid_pool_assign(root)
+            .and_then(|()| {
+                cap::VCpu::from_bits(vm_slot(vm, slots::MEM_VM_VCPU)).vcpu_set_npt_root(root)
+            })
+            .map_err(Error::number)
+    }
+
+    fn signal_vmm(&mut self, vm: VmId) {
+        cap::Notification::from_bits(vm_slot(vm, slots::MEM_VM_NOTIFY)).signal();
+    }
+
+    #[inline]
+    fn zero(&mut self, frame: Frame) {
+        self.view.zero(frame);
+    }
+
+    fn copy(&mut self, from: Frame, to: Frame) {
+        self.view.copy(from, to);
+    }
+
+    fn is_zero(&mut self, frame: Frame) -> bool {
+        self.view.is_zero(frame)
+    }
+
+    fn hash(&mut self, frame: Frame, key: u64) -> u64 {
+        self.view.hash(frame, key)
+    }
+
+    fn equal(&mut self, a: Frame, b: Frame) -> bool {
+        self.view.equal(a, b)
+    }
+
+    fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
+        self.view.load(frame, bytes);
+    }
+
+    fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {
+        self.view.store(frame, bytes);
+    }
+}
+
+/// Maps a 2 MiB frame into the server's own address space.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn map_own(frame: Slot, vaddr: u64) -> sel4::Result<()> {
+    cap::LargePage::from_bits(frame).frame_map(
+        OWN_VSPACE,
+        vaddr,
+        CapRights::read_write(),
+        VmAttributes::DEFAULT,
+    )
+}

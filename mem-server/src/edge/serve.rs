@@ -1,0 +1,236 @@
+//! The receive loop: sorts messages by badge and label.
+
+use mem_server::server::{Fault, Released, Server};
+use mem_server::spaces::Spaces;
+use protocol::mem::{self, GfnRange, Mem, MemEvent, MemReply, RANGES_MAX, Refusal};
+use protocol::root::{
+    Command, FaultReport, MemCounter, MemVmCounter, RootRequest, mem_counter, mem_vm_counter,
+};
+use protocol::slots::{self, FAULT_BADGE, notify};
+use protocol::startup::GUEST_WINDOW;
+use protocol::units::{Gfn, MAX_VMS, Nanos, VmId};
+use runtime::message::{self, Answer};
+use runtime::serve::{
+    Incoming, answer_and_receive, ask_root, enter_passive, next_command, receive,
+};
+use runtime::shared::publish;
+use sel4::{Cap, MessageInfo, RecvWithMRs, cap};
+
+use super::boot::Running;
+use super::calls::Calls;
+
+/// Size of a vmm-server's window.
+const WINDOW_BYTES: u64 = 64 << 30;
+/// Label of the kernel's page-fault message.
+const VM_FAULT: u64 = 6;
+/// Bit of the page-fault error code: the access was a write.
+const FAULT_WRITE: u64 = 2;
+/// How often counters are published.
+const PUBLISH_PERIOD: Nanos = Nanos::from_millis(100);
+const TIMER: cap::Timer = Cap::from_bits(slots::TIMER);
+
+struct State {
+    server: Server<'static>,
+    spaces: Spaces<'static, Calls>,
+}
+
+/// Serves for ever.
+pub fn serve((server, spaces): Running) -> ! {
+    let mut state = State { server, spaces };
+    state.publish();
+    arm_timer();
+    let mut incoming = enter_passive();
+    loop {
+        incoming = match incoming {
+            Incoming::Signals(signals) => {
+                state.signals(signals);
+                receive()
+            }
+            Incoming::Message(received) => match state.message(&received) {
+                Some(answer) => answer_and_receive(answer),
+                None => receive(),
+            },
+        };
+    }
+}
+
+const fn words(label: u64, msg: [u64; 4], length: u64) -> Answer {
+    Answer { info: MessageInfo::new(label, 0, 0, length), msg }
+}
+
+impl State {
+    /// Answers a call or a fault; `None` leaves the caller waiting for ever.
+    #[inline]
+    fn message(&mut self, received: &RecvWithMRs) -> Option<Answer> {
+        let is_fault = received.badge & FAULT_BADGE != 0;
+        let Some(vm) = slots::mem_client(received.badge & !FAULT_BADGE) else {
+            return Some(message::not_understood());
+        };
+        if is_fault {
+            return self.fault(vm, received);
+        }
+        let msg = received.msg;
+        Some(match received.info.label() {
+            mem::FAULT_IN => {
+                let fault = self.server.fault_in(vm, Gfn(msg[0]), msg[1], &mut self.spaces);
+                match fault {
+                    Fault::Mapped => words(0, [0; 4], 0),
+                    Fault::Refused(refusal) => {
+                        self.report(vm, Gfn(msg[0]), refusal);
+                        words(refusal as u64, [0; 4], 0)
+                    }
+                }
+            }
+            mem::RELEASE => released(self.release(vm, received)),
+            mem::DEFLATE => {
+                let (server, ranges) = (&mut self.server, Ranges::of(received));
+                released(server.deflate(vm, ranges))
+            }
+            _ => match message::request::<Mem>(received) {
+                Ok(request) => {
+                    let reply = self.server.control(vm, request, &mut self.spaces);
+                    message::answer::<Mem>(&reply)
+                }
+                Err(error) => {
+                    message::answer::<Mem>(&MemReply::Error(mem::MemError::Decode(error)))
+                }
+            },
+        })
+    }
+
+    fn release(&mut self, vm: VmId, received: &RecvWithMRs) -> Released {
+        let ranges = Ranges::of(received);
+        self.server.release(vm, received.msg[0], ranges, &mut self.spaces)
+    }
+
+    /// A thread of the vmm-server of `vm` faulted.
+    fn fault(&mut self, vm: VmId, received: &RecvWithMRs) -> Option<Answer> {
+        let [ip, address, ..] = received.msg;
+        let code = received.msg[3];
+        let offset = address.wrapping_sub(GUEST_WINDOW);
+        if received.info.label() == VM_FAULT && offset < WINDOW_BYTES {
+            let gfn = Gfn::containing(offset);
+            let write = code & FAULT_WRITE != 0;
+            match self.server.window_fault(vm, gfn, write, &mut self.spaces) {
+                Fault::Mapped => return Some(words(0, [0; 4], 0)),
+                Fault::Refused(refusal) => self.report(vm, gfn, refusal),
+            }
+        }
+        let fault = FaultReport { label: received.info.label(), ip, address, code };
+        tell_root(&RootRequest::ServerFault { vm, fault });
+        None
+    }
+
+    /// Tells the root-task what the user should hear of a refused fault.
+    #[cold]
+    fn report(&mut self, vm: VmId, gfn: Gfn, refusal: Refusal) {
+        let event = match refusal {
+            Refusal::NoMemory => MemEvent::OutOfMemory { vm, gfn },
+            Refusal::Lost => MemEvent::PageLost { vm, gfn },
+            // Device registers are asked for all the time.
+            Refusal::NotMemory | Refusal::BadRequest => return,
+        };
+        tell_root(&RootRequest::MemEvent(event));
+    }
+
+    fn signals(&mut self, signals: u64) {
+        if signals & notify::ROOT != 0 {
+            while let Some(Command::Mem(request)) = next_command() {
+                let reply = self.server.order(request, &mut self.spaces);
+                // Before the answer, so that whoever asked finds the figures after it.
+                self.publish();
+                tell_root(&RootRequest::MemAnswer(reply));
+            }
+        }
+        if signals & notify::TIMER != 0 {
+            self.publish();
+            arm_timer();
+        }
+    }
+
+    /// Writes the counters of the shared page.
+    fn publish(&self) {
+        let machine = self.server.machine_stats();
+        publish(mem_counter(MemCounter::TotalPages), machine.total);
+        publish(mem_counter(MemCounter::FreePages), machine.free);
+        publish(mem_counter(MemCounter::MetadataPages), machine.overhead);
+        publish(mem_counter(MemCounter::State), machine.state as u64);
+        let mut faults = 0;
+        for vm in (0..MAX_VMS as u16).map(VmId) {
+            let stats = self.server.vm_stats(vm).unwrap_or_default();
+            let answered: u64 = stats.faults.iter().sum();
+            faults += answered;
+            for (counter, value) in [
+                (MemVmCounter::Size, stats.size),
+                (MemVmCounter::Granted, stats.granted),
+                (MemVmCounter::Active, stats.active),
+                (MemVmCounter::Shared, stats.states.shared + stats.states.zero),
+                (MemVmCounter::Saved, stats.saved),
+                (MemVmCounter::Balloon, stats.balloon),
+                (MemVmCounter::BalloonTarget, stats.balloon_target),
+                (MemVmCounter::Swapped, stats.states.swapped),
+                (MemVmCounter::Compressed, stats.states.compressed),
+                (MemVmCounter::Overhead, stats.overhead),
+                (MemVmCounter::Target, stats.target),
+                (MemVmCounter::Faults, answered),
+            ] {
+                publish(mem_vm_counter(vm, counter), value);
+            }
+        }
+        publish(mem_counter(MemCounter::Faults), faults);
+    }
+}
+
+fn released(released: Released) -> Answer {
+    words(0, [released.done, released.refused, 0, 0], 2)
+}
+
+fn arm_timer() {
+    let deadline = Nanos(runtime::clock::now().0.saturating_add(PUBLISH_PERIOD.0));
+    if TIMER.timer_arm(runtime::clock::deadline_ticks(deadline)).is_err() {
+        defmt::error!("the timer cannot be armed: counters stand still");
+    }
+}
+
+fn tell_root(request: &RootRequest) {
+    if ask_root(request).is_err() {
+        defmt::error!("the root-task does not understand");
+    }
+}
+
+/// Ranges of a hot message: MR1 says how many, MR2 and MR3 came in registers, the rest is in the IPC buffer.
+/// They are copied, since kernel calls made for the first ranges use the buffer too.
+struct Ranges {
+    words: [u64; RANGES_MAX],
+    next: usize,
+    end: usize,
+}
+
+impl Ranges {
+    const FIRST: usize = 2;
+
+    fn of(received: &RecvWithMRs) -> Self {
+        let sent = (received.info.length() as usize).saturating_sub(Self::FIRST);
+        let told = usize::try_from(received.msg[1]).unwrap_or(usize::MAX);
+        let end = told.min(sent).min(RANGES_MAX);
+        let mut words = [0; RANGES_MAX];
+        for (index, place) in words.iter_mut().enumerate().take(end) {
+            let register = index + Self::FIRST;
+            *place = match received.msg.get(register) {
+                Some(word) => *word,
+                None => sel4::mr(register),
+            };
+        }
+        Self { words, next: 0, end }
+    }
+}
+
+impl Iterator for Ranges {
+    type Item = GfnRange;
+
+    fn next(&mut self) -> Option<GfnRange> {
+        let word = *self.words[..self.end].get(self.next)?;
+        self.next += 1;
+        Some(GfnRange::from_word(word))
+    }
+}
