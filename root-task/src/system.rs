@@ -1,0 +1,1090 @@
+//! The life of every VM and server: one event in, a list of actions out.
+//!
+//! Starting a VM: its vmm-server is made ([`Action::Spawn`]) but does not run; the mem-server admits
+//! the VM and gives its VCPU a nested root; its disks are attached one by one; then the server is
+//! let go ([`Action::Resume`]) and says when the guest is loaded. Ending it goes the other way: the
+//! server is destroyed whole, the device lets go of its rings, the mem-server takes the memory
+//! back. Every step waits for the answer of the server concerned, never by blocking.
+
+use heapless::{Deque, Vec};
+use protocol::io::MAX_CLIENTS;
+use protocol::link::{Event, Refusal, Request, ServerId, Setting, StopReason, VmState};
+use protocol::mem::{Explanation, MemError, MemReply, MemRequest, VmMemory};
+use protocol::root::{
+    Command, FaultReport, IoCommand, RootReply, RootRequest, Text, VmEvent, VmmCommand,
+};
+use protocol::slots::{Client, SWAP_CLIENT};
+use protocol::system::{Memory, System, Vm};
+use protocol::units::{MAX_VMS, Nanos, Pages, VmId};
+
+/// Most actions of one event: each VM's teardown and every client's new attachment, with room.
+pub const ACTIONS_MAX: usize = 160;
+/// Most commands waiting for one of the shared servers.
+const COMMANDS_MAX: usize = 96;
+/// Most commands waiting for one vmm-server: more would only repeat themselves.
+const VMM_COMMANDS_MAX: usize = 8;
+/// Restarts of a server within [`RESTART_WINDOW`] after which it is given up: it would die for ever.
+const RESTARTS_MAX: usize = 6;
+/// See [`RESTARTS_MAX`].
+const RESTART_WINDOW: Nanos = Nanos::from_secs(60);
+
+/// What the edge shall do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Make the vmm-server of a VM, not running. If it fails, call [`Supervisor::spawn_failed`].
+    Spawn(VmId),
+    /// Let a new vmm-server run.
+    Resume(VmId),
+    /// Take the guest's kernel and modules out of the vmm-server's memory.
+    DropBlobs(VmId),
+    /// Revoke everything of a vmm-server.
+    Destroy(VmId),
+    /// Make the ring of a client, map it at the io-sched-server and place the notification. If the ring exists, it stays.
+    /// The edge then calls [`Supervisor::client_placed`].
+    PlaceClient {
+        /// The client.
+        client: u16,
+        /// Its VM.
+        vm: VmId,
+        /// Which disk of the VM.
+        disk: u8,
+    },
+    /// Take the ring of a client back.
+    RemoveClient(u16),
+    /// Make the io-sched-server anew; the rings stay.
+    RestartIo,
+    /// Make the mem-server anew; it holds nothing of any VM any more.
+    RestartMem,
+    /// Tell a server that commands wait.
+    Signal(Client),
+    /// Make a server fault at its next instruction.
+    Kill(ServerId),
+    /// Tell the host.
+    Host(Output),
+    /// Leave the machine.
+    Exit(u8),
+}
+
+/// What the host is told; the edge adds names and counters.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// An event.
+    Event(Event),
+    /// A VM's row of an answer.
+    Vm {
+        /// The request.
+        id: u32,
+        /// The VM.
+        vm: VmId,
+    },
+    /// All rows of `Stats`.
+    Stats(u32),
+    /// All rows of `Caps`.
+    Caps(u32),
+    /// The terms of an explanation.
+    Explanation {
+        /// The request.
+        id: u32,
+        /// The VM; the numbers are in [`Supervisor::explanation`].
+        vm: VmId,
+    },
+    /// The end of an answer.
+    Done {
+        /// The request.
+        id: u32,
+        /// How it ended.
+        outcome: Result<(), Refusal>,
+    },
+    /// A line for the log.
+    Note {
+        /// About whom.
+        server: ServerId,
+        /// What.
+        text: Text,
+    },
+}
+
+/// The list that an event fills.
+pub type Actions = Vec<Action, ACTIONS_MAX>;
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Stopped,
+    Admitting,
+    Attaching,
+    Loading,
+    Running,
+    Pausing,
+    Paused,
+    Resuming,
+    Detaching,
+    Releasing,
+}
+
+/// What happens to a VM once it is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Stay,
+    Crashed,
+    Restart,
+}
+
+#[derive(Debug)]
+struct Entry {
+    config: Vm,
+    phase: Phase,
+    after: After,
+    has_crashed: bool,
+    /// The request that waits for this VM.
+    waiter: Option<u32>,
+    /// What that request is refused with if the VM goes down meanwhile.
+    refusal: Option<Refusal>,
+    /// The mem-server knows this VM.
+    is_admitted: bool,
+    starts: u32,
+    commands: Deque<VmmCommand, VMM_COMMANDS_MAX>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClientState {
+    Attaching,
+    Attached,
+    Detaching,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ClientEntry {
+    vm: VmId,
+    disk: u8,
+    state: ClientState,
+    ring_paddr: u64,
+}
+
+/// Who waits for the mem-server's next answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MemWait {
+    Create(VmId),
+    Destroy(VmId),
+    Controls { vm: VmId, id: u32, memory: Memory },
+    Balloon(u32),
+    Explain { vm: VmId, id: u32 },
+}
+
+/// Whether an artefact is in the boot archive, asked when a VM is created.
+pub trait Artefacts {
+    /// Whether the kernel and all modules of `vm` are there.
+    fn has_all(&self, vm: &Vm) -> bool;
+}
+
+/// Every VM and server.
+#[derive(Debug)]
+pub struct Supervisor {
+    vms: [Option<Entry>; MAX_VMS],
+    groups: usize,
+    clients: [Option<ClientEntry>; MAX_CLIENTS],
+    mem_commands: Deque<MemRequest, COMMANDS_MAX>,
+    mem_waits: Deque<MemWait, COMMANDS_MAX>,
+    io_commands: Deque<IoCommand, COMMANDS_MAX>,
+    io_waits: Deque<u32, COMMANDS_MAX>,
+    io_faulted_at: Option<Nanos>,
+    mem_faulted_at: Option<Nanos>,
+    restarts: Deque<Nanos, RESTARTS_MAX>,
+    restart_counts: [u32; 2],
+    is_ready: bool,
+    boot_starts: u32,
+    explanation: Option<Explanation>,
+}
+
+/// Adds an action. The list is sized for the largest event (see [`ACTIONS_MAX`]), so that a full list is a mistake of ours.
+fn push(actions: &mut Actions, action: Action) {
+    let is_lost = actions.push(action).is_err();
+    assert!(!is_lost, "more actions of one event than planned");
+}
+
+fn event(actions: &mut Actions, event: Event) {
+    push(actions, Action::Host(Output::Event(event)));
+}
+
+fn done(actions: &mut Actions, id: u32, outcome: Result<(), Refusal>) {
+    push(actions, Action::Host(Output::Done { id, outcome }));
+}
+
+impl Supervisor {
+    /// Knows the VMs of `system`, all stopped.
+    pub fn new(system: &System) -> Self {
+        let mut configs = system.vms.iter();
+        Self {
+            vms: core::array::from_fn(|_| configs.next().map(|config| Entry::new(config.clone()))),
+            groups: system.groups.len(),
+            clients: [None; MAX_CLIENTS],
+            mem_commands: Deque::new(),
+            mem_waits: Deque::new(),
+            io_commands: Deque::new(),
+            io_waits: Deque::new(),
+            io_faulted_at: None,
+            mem_faulted_at: None,
+            restarts: Deque::new(),
+            restart_counts: [0; 2],
+            is_ready: false,
+            boot_starts: 0,
+            explanation: None,
+        }
+    }
+
+    /// What the mem-server explained last.
+    pub const fn explanation(&self) -> Option<&Explanation> {
+        self.explanation.as_ref()
+    }
+
+    fn entry(&self, vm: VmId) -> Option<&Entry> {
+        self.vms.get(usize::from(vm.0))?.as_ref()
+    }
+
+    fn entry_mut(&mut self, vm: VmId) -> Option<&mut Entry> {
+        self.vms.get_mut(usize::from(vm.0))?.as_mut()
+    }
+
+    /// Configuration of a VM.
+    pub fn config(&self, vm: VmId) -> Option<&Vm> {
+        self.entry(vm).map(|entry| &entry.config)
+    }
+
+    /// How often a VM has been started before.
+    pub fn starts(&self, vm: VmId) -> u32 {
+        self.entry(vm).map_or(0, |entry| entry.starts.saturating_sub(1))
+    }
+
+    /// State of a VM as the host knows it.
+    pub fn state(&self, vm: VmId) -> Option<VmState> {
+        let entry = self.entry(vm)?;
+        Some(match entry.phase {
+            Phase::Stopped if entry.has_crashed => VmState::Crashed,
+            Phase::Stopped => VmState::Stopped,
+            Phase::Admitting | Phase::Attaching | Phase::Loading => VmState::Starting,
+            Phase::Running | Phase::Pausing | Phase::Detaching | Phase::Releasing => {
+                VmState::Running
+            }
+            Phase::Paused | Phase::Resuming => VmState::Paused,
+        })
+    }
+
+    /// All VMs there are.
+    pub fn vm_ids(&self) -> impl Iterator<Item = VmId> + '_ {
+        let known = |(index, entry): (u16, &Option<Entry>)| entry.as_ref().map(|_| VmId(index));
+        (0..).zip(&self.vms).filter_map(known)
+    }
+
+    /// The client of a VM's disk, if it is attached.
+    pub fn client_of(&self, vm: VmId, disk: u8) -> Option<u16> {
+        let is_it = |entry: &ClientEntry| entry.vm == vm && entry.disk == disk;
+        (0..)
+            .zip(&self.clients)
+            .find_map(|(client, entry)| entry.as_ref().filter(|entry| is_it(entry)).map(|_| client))
+    }
+
+    /// All clients of a VM's disks.
+    pub fn clients_of(&self, vm: VmId) -> impl Iterator<Item = u16> + '_ {
+        (0..).zip(&self.clients).filter_map(move |(client, entry)| {
+            entry.as_ref().filter(|entry| entry.vm == vm).map(|_| client)
+        })
+    }
+
+    /// All clients with a ring: number, VM, disk.
+    pub fn rings(&self) -> impl Iterator<Item = (u16, VmId, u8)> + '_ {
+        (0..).zip(&self.clients).filter_map(|(client, entry)| {
+            entry.as_ref().map(|entry| (client, entry.vm, entry.disk))
+        })
+    }
+
+    /// How often the mem-server and the io-sched-server were started again.
+    pub const fn restart_counts(&self) -> [u32; 2] {
+        self.restart_counts
+    }
+
+    // ---- start-up -----------------------------------------------------------------------------------------------
+
+    /// Both shared servers run: starts the VMs that start at boot.
+    pub fn boot(&mut self, actions: &mut Actions) {
+        let starts = |entry: &Entry| entry.config.autostart;
+        self.boot_starts = self.vms.iter().flatten().filter(|entry| starts(entry)).count() as u32;
+        for index in 0..MAX_VMS as u16 {
+            if self.entry(VmId(index)).is_some_and(starts) {
+                self.start(VmId(index), actions);
+            }
+        }
+        self.report_ready(actions);
+    }
+
+    fn boot_start_ended(&mut self, actions: &mut Actions) {
+        self.boot_starts = self.boot_starts.saturating_sub(1);
+        self.report_ready(actions);
+    }
+
+    fn report_ready(&mut self, actions: &mut Actions) {
+        if self.boot_starts == 0 && !self.is_ready {
+            self.is_ready = true;
+            event(actions, Event::Ready);
+        }
+    }
+
+    fn tell_mem(&mut self, request: MemRequest, wait: MemWait, actions: &mut Actions) -> bool {
+        if self.mem_commands.is_full() || self.mem_waits.is_full() {
+            return false;
+        }
+        let _ = self.mem_commands.push_back(request);
+        let _ = self.mem_waits.push_back(wait);
+        push(actions, Action::Signal(Client::Mem));
+        true
+    }
+
+    fn tell_io(&mut self, command: IoCommand, actions: &mut Actions) -> bool {
+        let is_queued = self.io_commands.push_back(command).is_ok();
+        if is_queued {
+            push(actions, Action::Signal(Client::Io));
+        }
+        is_queued
+    }
+
+    fn tell_vmm(&mut self, vm: VmId, command: VmmCommand, actions: &mut Actions) -> bool {
+        let Some(entry) = self.entry_mut(vm) else { return false };
+        let is_queued = entry.commands.push_back(command).is_ok();
+        if is_queued {
+            push(actions, Action::Signal(Client::Vmm(vm)));
+        }
+        is_queued
+    }
+
+    fn set_phase(&mut self, vm: VmId, phase: Phase, actions: &mut Actions) {
+        let before = self.state(vm);
+        if let Some(entry) = self.entry_mut(vm) {
+            entry.phase = phase;
+        }
+        if let Some(state) = self.state(vm)
+            && before != Some(state)
+        {
+            event(actions, Event::VmState { vm, state });
+        }
+    }
+
+    fn start(&mut self, vm: VmId, actions: &mut Actions) {
+        let Some(entry) = self.entry_mut(vm) else { return };
+        entry.after = After::Stay;
+        entry.has_crashed = false;
+        entry.refusal = None;
+        entry.starts += 1;
+        entry.commands.clear();
+        let memory =
+            VmMemory::configured(&entry.config.memory, entry.config.group, &entry.config.balloon);
+        self.set_phase(vm, Phase::Admitting, actions);
+        push(actions, Action::Spawn(vm));
+        if !self.tell_mem(MemRequest::CreateVm { vm, memory }, MemWait::Create(vm), actions) {
+            self.fail_start(vm, StopReason::Memory, Refusal::Full, actions);
+        }
+    }
+
+    /// The vmm-server of `vm` could not be made: kernel memory or slots are short, or its image is bad.
+    pub fn spawn_failed(&mut self, vm: VmId, refusal: Refusal, actions: &mut Actions) {
+        // The mem-server was or will be told to create the VM; it is taken back when it answers.
+        self.fail_start(vm, StopReason::BadImage, refusal, actions);
+    }
+
+    fn fail_start(
+        &mut self,
+        vm: VmId,
+        reason: StopReason,
+        refusal: Refusal,
+        actions: &mut Actions,
+    ) {
+        if let Some(entry) = self.entry_mut(vm) {
+            entry.refusal = Some(refusal);
+        }
+        self.end(vm, reason, After::Stay, actions);
+    }
+
+    fn attach_next_disk(&mut self, vm: VmId, actions: &mut Actions) {
+        let Some(entry) = self.entry(vm) else { return };
+        let disks = entry.config.disks.len() as u8;
+        let Some(disk) = (0..disks).find(|disk| self.client_of(vm, *disk).is_none()) else {
+            self.set_phase(vm, Phase::Loading, actions);
+            push(actions, Action::Resume(vm));
+            return;
+        };
+        let free = self.clients.iter().take(usize::from(SWAP_CLIENT)).position(Option::is_none);
+        let Some(index) = free else {
+            self.fail_start(vm, StopReason::BadImage, Refusal::Full, actions);
+            return;
+        };
+        self.clients[index] =
+            Some(ClientEntry { vm, disk, state: ClientState::Attaching, ring_paddr: 0 });
+        let client = index as u16;
+        push(actions, Action::PlaceClient { client, vm, disk });
+    }
+
+    /// The ring of `client` is in place at `ring_paddr`, or could not be made.
+    pub fn client_placed(&mut self, client: u16, ring_paddr: Option<u64>, actions: &mut Actions) {
+        let Some(Some(entry)) = self.clients.get_mut(usize::from(client)) else { return };
+        let vm = entry.vm;
+        let Some(paddr) = ring_paddr else {
+            self.clients[usize::from(client)] = None;
+            self.fail_start(vm, StopReason::BadImage, Refusal::Full, actions);
+            return;
+        };
+        entry.ring_paddr = paddr;
+        self.queue_attach(client, actions);
+    }
+
+    fn queue_attach(&mut self, client: u16, actions: &mut Actions) {
+        let Some(Some(entry)) = self.clients.get(usize::from(client)) else { return };
+        let (vm, ring_paddr) = (entry.vm, entry.ring_paddr);
+        let Some(config) = self.entry(vm).map(|entry| &entry.config) else { return };
+        let Some(disk) = config.disks.get(usize::from(entry.disk)) else { return };
+        let command =
+            IoCommand::Attach { client, disk: disk.clone(), group: config.group, ring_paddr };
+        if !self.tell_io(command, actions) {
+            self.fail_start(vm, StopReason::BadImage, Refusal::Full, actions);
+        }
+    }
+
+    // ---- ending -------------------------------------------------------------------------------------------------
+
+    fn end(&mut self, vm: VmId, reason: StopReason, after: After, actions: &mut Actions) {
+        let Some(entry) = self.entry_mut(vm) else { return };
+        match entry.phase {
+            Phase::Stopped => return,
+            Phase::Detaching | Phase::Releasing => {
+                // Already on its way down; an explicit stop wins over a restart.
+                if after == After::Stay {
+                    entry.after = After::Stay;
+                }
+                return;
+            }
+            _ => {}
+        }
+        entry.after = after;
+        let was_loading =
+            matches!(entry.phase, Phase::Admitting | Phase::Attaching | Phase::Loading);
+        entry.commands.clear();
+        if after == After::Restart {
+            event(actions, Event::VmRebooted { vm });
+        } else {
+            event(actions, Event::VmStopped { vm, reason });
+        }
+        push(actions, Action::Destroy(vm));
+        self.set_phase(vm, Phase::Detaching, actions);
+        for index in 0..MAX_CLIENTS {
+            let Some(client) = self.clients[index].as_mut().filter(|client| client.vm == vm) else {
+                continue;
+            };
+            if client.state != ClientState::Detaching {
+                client.state = ClientState::Detaching;
+                let _ = self.tell_io(IoCommand::Detach { client: index as u16 }, actions);
+            }
+        }
+        if was_loading {
+            self.boot_start_ended(actions);
+        }
+        self.continue_ending(vm, actions);
+    }
+
+    fn continue_ending(&mut self, vm: VmId, actions: &mut Actions) {
+        if self.entry(vm).is_none_or(|entry| entry.phase != Phase::Detaching) {
+            return;
+        }
+        if self.clients_of(vm).next().is_some() {
+            return;
+        }
+        let is_creating = self.mem_waits.iter().any(|wait| *wait == MemWait::Create(vm));
+        let Some(entry) = self.entry_mut(vm) else { return };
+        if is_creating {
+            return; // goes on when the mem-server has answered
+        }
+        if !entry.is_admitted {
+            self.ended(vm, actions);
+            return;
+        }
+        entry.is_admitted = false;
+        self.set_phase(vm, Phase::Releasing, actions);
+        if !self.tell_mem(MemRequest::DestroyVm { vm }, MemWait::Destroy(vm), actions) {
+            self.ended(vm, actions);
+        }
+    }
+
+    fn ended(&mut self, vm: VmId, actions: &mut Actions) {
+        let Some(entry) = self.entry_mut(vm) else { return };
+        entry.has_crashed = entry.after == After::Crashed;
+        let (after, waiter) = (entry.after, entry.waiter.take());
+        let refusal = entry.refusal.take();
+        self.set_phase(vm, Phase::Stopped, actions);
+        if let Some(id) = waiter {
+            done(actions, id, refusal.map_or(Ok(()), Err));
+        }
+        if after == After::Restart {
+            self.start(vm, actions);
+        }
+    }
+
+    // ---- servers speak ------------------------------------------------------------------------------------------
+
+    /// A request of `client`; returns what to answer.
+    pub fn request(
+        &mut self,
+        client: Client,
+        request: &RootRequest,
+        actions: &mut Actions,
+    ) -> RootReply {
+        match (client, request) {
+            (_, RootRequest::NextCommand) => self.next_command(client),
+            (_, RootRequest::Panicked { message }) => {
+                note(actions, server_id(client), message);
+                RootReply::Done
+            }
+            (Client::Vmm(vm), RootRequest::Ready) => self.vm_ready(vm, actions),
+            (Client::Vmm(vm), RootRequest::Event(what)) => self.vm_event(vm, what, actions),
+            (Client::Mem, RootRequest::ServerFault { vm, fault }) => {
+                self.fault(Client::Vmm(*vm), *fault, Nanos(0), actions);
+                RootReply::Done
+            }
+            (Client::Mem, RootRequest::MemAnswer(answer)) => self.mem_answer(answer, actions),
+            (Client::Mem, RootRequest::MemEvent(_)) => RootReply::Done,
+            (Client::Io, RootRequest::Attached { client, .. }) => self.attached(*client, actions),
+            (Client::Io, RootRequest::AttachFailed { client, why }) => {
+                self.attach_failed(*client, why, actions)
+            }
+            (Client::Io, RootRequest::Detached { client }) => self.detached(*client, actions),
+            (Client::Io, RootRequest::Applied) => {
+                if let Some(id) = self.io_waits.pop_front() {
+                    done(actions, id, Ok(()));
+                }
+                RootReply::Done
+            }
+            _ => RootReply::Refused,
+        }
+    }
+
+    fn next_command(&mut self, client: Client) -> RootReply {
+        let command = match client {
+            Client::Mem => self.mem_commands.pop_front().map(Command::Mem),
+            Client::Io => self.io_commands.pop_front().map(Command::Io),
+            Client::Vmm(vm) => {
+                let next = self.entry_mut(vm).and_then(|entry| entry.commands.pop_front());
+                next.map(Command::Vmm)
+            }
+        };
+        command.map_or(RootReply::NoCommand, RootReply::Command)
+    }
+
+    fn answer_waiter(&mut self, vm: VmId, outcome: Result<(), Refusal>, actions: &mut Actions) {
+        if let Some(id) = self.entry_mut(vm).and_then(|entry| entry.waiter.take()) {
+            done(actions, id, outcome);
+        }
+    }
+
+    fn vm_ready(&mut self, vm: VmId, actions: &mut Actions) -> RootReply {
+        if self.entry(vm).is_none_or(|entry| entry.phase != Phase::Loading) {
+            return RootReply::Refused;
+        }
+        push(actions, Action::DropBlobs(vm));
+        self.set_phase(vm, Phase::Running, actions);
+        self.answer_waiter(vm, Ok(()), actions);
+        self.boot_start_ended(actions);
+        RootReply::Done
+    }
+
+    fn vm_event(&mut self, vm: VmId, what: &VmEvent, actions: &mut Actions) -> RootReply {
+        match what {
+            VmEvent::Poweroff => self.end(vm, StopReason::PowerOff, After::Stay, actions),
+            VmEvent::Reboot => self.end(vm, StopReason::Requested, After::Restart, actions),
+            VmEvent::TripleFault { rip } => {
+                self.end(vm, StopReason::TripleFault { ip: *rip }, After::Crashed, actions);
+            }
+            VmEvent::Unsupported { rip, exit, what } => {
+                note(actions, ServerId::Vmm(vm), what);
+                let reason = StopReason::Unsupported { ip: *rip, code: *exit };
+                self.end(vm, reason, After::Crashed, actions);
+            }
+            VmEvent::StartFailed { why } => {
+                note(actions, ServerId::Vmm(vm), why);
+                if let Some(entry) = self.entry_mut(vm) {
+                    entry.refusal = Some(Refusal::Server(ServerId::Vmm(vm)));
+                }
+                self.end(vm, StopReason::BadImage, After::Crashed, actions);
+            }
+            VmEvent::Paused | VmEvent::Resumed => {
+                let (from, to) = match what {
+                    VmEvent::Paused => (Phase::Pausing, Phase::Paused),
+                    _ => (Phase::Resuming, Phase::Running),
+                };
+                if self.entry(vm).is_none_or(|entry| entry.phase != from) {
+                    return RootReply::Refused;
+                }
+                self.set_phase(vm, to, actions);
+                self.answer_waiter(vm, Ok(()), actions);
+            }
+        }
+        RootReply::Done
+    }
+
+    fn mem_answer(&mut self, answer: &MemReply, actions: &mut Actions) -> RootReply {
+        let Some(wait) = self.mem_waits.pop_front() else { return RootReply::Refused };
+        match (wait, answer) {
+            (MemWait::Create(vm), MemReply::Created { .. }) => {
+                let Some(entry) = self.entry_mut(vm) else { return RootReply::Done };
+                entry.is_admitted = true;
+                if entry.phase == Phase::Admitting {
+                    self.set_phase(vm, Phase::Attaching, actions);
+                    self.attach_next_disk(vm, actions);
+                } else {
+                    self.continue_ending(vm, actions);
+                }
+            }
+            (MemWait::Create(vm), MemReply::Error(error)) => {
+                self.fail_start(vm, StopReason::Memory, mem_refusal(*error), actions);
+                self.continue_ending(vm, actions);
+            }
+            (MemWait::Destroy(vm), _) => self.ended(vm, actions),
+            (MemWait::Controls { id, .. } | MemWait::Balloon(id), MemReply::Error(error)) => {
+                done(actions, id, Err(mem_refusal(*error)));
+            }
+            (MemWait::Controls { vm, id, memory }, _) => {
+                if let Some(entry) = self.entry_mut(vm) {
+                    entry.config.memory = memory;
+                }
+                done(actions, id, Ok(()));
+            }
+            (MemWait::Balloon(id), _) => done(actions, id, Ok(())),
+            (MemWait::Explain { vm, id }, MemReply::Explanation(terms)) => {
+                self.explanation = Some(*terms);
+                push(actions, Action::Host(Output::Explanation { id, vm }));
+                done(actions, id, Ok(()));
+            }
+            (MemWait::Explain { id, .. }, _) => {
+                done(actions, id, Err(Refusal::Server(ServerId::Mem)));
+            }
+            (MemWait::Create(vm), _) => {
+                self.fail_start(vm, StopReason::Memory, Refusal::Server(ServerId::Mem), actions);
+                self.continue_ending(vm, actions);
+            }
+        }
+        RootReply::Done
+    }
+
+    fn attached(&mut self, client: u16, actions: &mut Actions) -> RootReply {
+        let Some(Some(entry)) = self.clients.get_mut(usize::from(client)) else {
+            return RootReply::Refused;
+        };
+        if entry.state != ClientState::Attaching {
+            return RootReply::Done; // after a restart, or while it is being detached again
+        }
+        entry.state = ClientState::Attached;
+        let vm = entry.vm;
+        if self.entry(vm).is_some_and(|entry| entry.phase == Phase::Attaching) {
+            self.attach_next_disk(vm, actions);
+        }
+        RootReply::Done
+    }
+
+    fn attach_failed(&mut self, client: u16, why: &Text, actions: &mut Actions) -> RootReply {
+        let Some(Some(entry)) = self.clients.get(usize::from(client)) else {
+            return RootReply::Refused;
+        };
+        let vm = entry.vm;
+        note(actions, ServerId::Io, why);
+        self.clients[usize::from(client)] = None;
+        push(actions, Action::RemoveClient(client));
+        self.fail_start(vm, StopReason::BadImage, Refusal::Missing, actions);
+        self.continue_ending(vm, actions);
+        RootReply::Done
+    }
+
+    fn detached(&mut self, client: u16, actions: &mut Actions) -> RootReply {
+        let Some(Some(entry)) = self.clients.get(usize::from(client)) else {
+            return RootReply::Refused;
+        };
+        if entry.state != ClientState::Detaching {
+            return RootReply::Refused;
+        }
+        let vm = entry.vm;
+        self.clients[usize::from(client)] = None;
+        push(actions, Action::RemoveClient(client));
+        self.continue_ending(vm, actions);
+        RootReply::Done
+    }
+
+    // ---- faults and restarts ------------------------------------------------------------------------------------
+
+    /// A server faulted at `now` and stands still.
+    pub fn fault(&mut self, client: Client, fault: FaultReport, now: Nanos, actions: &mut Actions) {
+        let server = server_id(client);
+        let FaultReport { label, ip, address, .. } = fault;
+        event(actions, Event::ServerFault { server, label, ip, address });
+        match client {
+            Client::Vmm(vm) => self.end(vm, StopReason::ServerFault, After::Crashed, actions),
+            Client::Io if self.may_restart(now) => {
+                self.io_faulted_at = Some(now);
+                self.restart_counts[1] += 1;
+                push(actions, Action::RestartIo);
+                self.io_commands.clear();
+                while let Some(id) = self.io_waits.pop_front() {
+                    done(actions, id, Err(Refusal::Server(ServerId::Io)));
+                }
+                for index in 0..MAX_CLIENTS {
+                    let Some(client) = self.clients[index] else { continue };
+                    let is_leaving = client.state == ClientState::Detaching;
+                    if is_leaving {
+                        // The new server has reset the device before it serves: nothing touches the ring any more.
+                        let _ = self.detached(index as u16, actions);
+                    } else if client.ring_paddr != 0 {
+                        self.queue_attach(index as u16, actions);
+                    }
+                }
+            }
+            Client::Mem if self.may_restart(now) => {
+                self.mem_faulted_at = Some(now);
+                self.restart_counts[0] += 1;
+                self.mem_commands.clear();
+                let waits = core::mem::take(&mut self.mem_waits);
+                for entry in self.vms.iter_mut().flatten() {
+                    entry.is_admitted = false;
+                }
+                for wait in &waits {
+                    self.mem_gone(*wait, actions);
+                }
+                for index in 0..MAX_VMS as u16 {
+                    self.end(VmId(index), StopReason::Memory, After::Crashed, actions);
+                }
+                push(actions, Action::RestartMem);
+            }
+            Client::Io | Client::Mem => {
+                for index in 0..MAX_VMS as u16 {
+                    self.end(VmId(index), StopReason::ServerFault, After::Crashed, actions);
+                }
+            }
+        }
+    }
+
+    fn mem_gone(&mut self, wait: MemWait, actions: &mut Actions) {
+        let refusal = Refusal::Server(ServerId::Mem);
+        match wait {
+            MemWait::Create(vm) => self.fail_start(vm, StopReason::Memory, refusal, actions),
+            MemWait::Destroy(vm) => self.ended(vm, actions),
+            MemWait::Controls { id, .. } | MemWait::Balloon(id) | MemWait::Explain { id, .. } => {
+                done(actions, id, Err(refusal));
+            }
+        }
+    }
+
+    fn may_restart(&mut self, now: Nanos) -> bool {
+        let limit = now.0.saturating_sub(RESTART_WINDOW.0);
+        while self.restarts.front().is_some_and(|at| at.0 < limit) {
+            let _ = self.restarts.pop_front();
+        }
+        self.restarts.push_back(now).is_ok()
+    }
+
+    /// A shared server entered its receive loop at `now`.
+    pub fn serving(&mut self, client: Client, now: Nanos, actions: &mut Actions) {
+        let faulted_at = match client {
+            Client::Mem => self.mem_faulted_at.take(),
+            Client::Io => self.io_faulted_at.take(),
+            Client::Vmm(_) => None,
+        };
+        if let Some(at) = faulted_at {
+            let downtime = Nanos(now.0.saturating_sub(at.0));
+            event(actions, Event::ServerRestarted { server: server_id(client), downtime });
+        }
+        let waiting = match client {
+            Client::Mem => !self.mem_commands.is_empty(),
+            Client::Io => !self.io_commands.is_empty(),
+            Client::Vmm(_) => false,
+        };
+        if waiting {
+            push(actions, Action::Signal(client));
+        }
+    }
+
+    // ---- the host speaks ----------------------------------------------------------------------------------------
+
+    /// Request `id` of the host.
+    pub fn host(
+        &mut self,
+        id: u32,
+        request: Request,
+        artefacts: &impl Artefacts,
+        actions: &mut Actions,
+    ) {
+        let outcome = match request {
+            Request::Ping => Some(Ok(())),
+            Request::VmList => {
+                for index in 0..MAX_VMS as u16 {
+                    if self.entry(VmId(index)).is_some() {
+                        push(actions, Action::Host(Output::Vm { id, vm: VmId(index) }));
+                    }
+                }
+                Some(Ok(()))
+            }
+            Request::VmStart(vm) => self.host_start(id, vm, actions),
+            Request::VmStop(vm) => self.host_stop(id, vm, actions),
+            Request::VmPause(vm) => {
+                self.host_hold(id, vm, Phase::Running, Phase::Pausing, VmmCommand::Pause, actions)
+            }
+            Request::VmResume(vm) => {
+                self.host_hold(id, vm, Phase::Paused, Phase::Resuming, VmmCommand::Resume, actions)
+            }
+            Request::VmRemove(vm) => Some(self.host_remove(vm)),
+            Request::VmCreate(config) => Some(self.host_create(id, config, artefacts, actions)),
+            Request::VmSet { vm, setting } => self.host_set(id, vm, setting, actions),
+            Request::Stats => {
+                push(actions, Action::Host(Output::Stats(id)));
+                Some(Ok(()))
+            }
+            Request::Caps => {
+                push(actions, Action::Host(Output::Caps(id)));
+                Some(Ok(()))
+            }
+            Request::Explain(vm) => self.host_explain(id, vm, actions),
+            Request::Kill(server) => Some(self.host_kill(server, actions)),
+            Request::Quit { code } => {
+                done(actions, id, Ok(()));
+                push(actions, Action::Exit(code));
+                None
+            }
+        };
+        if let Some(outcome) = outcome {
+            done(actions, id, outcome);
+        }
+    }
+
+    fn wrong_state(&self, vm: VmId) -> Option<Result<(), Refusal>> {
+        Some(Err(self.state(vm).map_or(Refusal::Unknown, Refusal::State)))
+    }
+
+    fn host_start(
+        &mut self,
+        id: u32,
+        vm: VmId,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        match self.entry_mut(vm) {
+            Some(entry) if entry.phase == Phase::Stopped => {
+                entry.waiter = Some(id);
+                self.start(vm, actions);
+                None
+            }
+            _ => self.wrong_state(vm),
+        }
+    }
+
+    fn host_stop(
+        &mut self,
+        id: u32,
+        vm: VmId,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let Some(entry) = self.entry_mut(vm) else { return Some(Err(Refusal::Unknown)) };
+        if entry.phase == Phase::Stopped {
+            return self.wrong_state(vm);
+        }
+        if let Some(earlier) = entry.waiter.replace(id) {
+            done(actions, earlier, Err(Refusal::State(VmState::Stopped)));
+        }
+        entry.refusal = None;
+        self.end(vm, StopReason::Requested, After::Stay, actions);
+        None
+    }
+
+    fn host_hold(
+        &mut self,
+        id: u32,
+        vm: VmId,
+        from: Phase,
+        to: Phase,
+        command: VmmCommand,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        match self.entry_mut(vm) {
+            Some(entry) if entry.phase == from && entry.waiter.is_none() => {
+                entry.waiter = Some(id);
+                if !self.tell_vmm(vm, command, actions) {
+                    self.entry_mut(vm)?.waiter = None;
+                    return Some(Err(Refusal::Server(ServerId::Vmm(vm))));
+                }
+                self.set_phase(vm, to, actions);
+                None
+            }
+            _ => self.wrong_state(vm),
+        }
+    }
+
+    fn host_remove(&mut self, vm: VmId) -> Result<(), Refusal> {
+        let state = self.state(vm).ok_or(Refusal::Unknown)?;
+        if !matches!(state, VmState::Stopped | VmState::Crashed) {
+            return Err(Refusal::State(state));
+        }
+        self.vms[usize::from(vm.0)] = None;
+        Ok(())
+    }
+
+    fn host_create(
+        &mut self,
+        id: u32,
+        config: Vm,
+        artefacts: &impl Artefacts,
+        actions: &mut Actions,
+    ) -> Result<(), Refusal> {
+        config.check(self.groups).map_err(Refusal::Rule)?;
+        if self.vms.iter().flatten().any(|entry| entry.config.name == config.name) {
+            return Err(Refusal::Rule(protocol::system::VmRule::Name));
+        }
+        if !artefacts.has_all(&config) {
+            return Err(Refusal::Missing);
+        }
+        let free = self.vms.iter().position(Option::is_none).ok_or(Refusal::Full)?;
+        self.vms[free] = Some(Entry::new(config));
+        push(actions, Action::Host(Output::Vm { id, vm: VmId(free as u16) }));
+        Ok(())
+    }
+
+    fn host_set(
+        &mut self,
+        id: u32,
+        vm: VmId,
+        setting: Setting,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let Some(entry) = self.entry_mut(vm) else { return Some(Err(Refusal::Unknown)) };
+        let is_up = entry.is_admitted;
+        let mut config = entry.config.clone();
+        let memory = &mut config.memory;
+        match setting {
+            Setting::MemoryShares(shares) => memory.shares = shares,
+            Setting::MemoryReservation(pages) => memory.reservation = pages,
+            Setting::MemoryLimit(pages) => memory.limit = pages,
+            Setting::MemoryTax(tax) => memory.tax = tax,
+            Setting::Balloon(target) => {
+                if !is_up {
+                    return self.wrong_state(vm);
+                }
+                let request = MemRequest::SetBalloon { vm, target };
+                let is_told = self.tell_mem(request, MemWait::Balloon(id), actions);
+                return (!is_told).then_some(Err(Refusal::Full));
+            }
+            Setting::Io { disk, control } => match config.disks.get_mut(usize::from(disk)) {
+                Some(disk) => disk.io = control,
+                None => return Some(Err(Refusal::Unknown)),
+            },
+        }
+        if let Err(rule) = config.check(self.groups) {
+            return Some(Err(Refusal::Rule(rule)));
+        }
+        let memory = config.memory;
+        if let Setting::Io { disk, .. } = setting {
+            return self.set_disk(id, vm, config, disk, actions);
+        }
+        if !is_up {
+            self.entry_mut(vm)?.config = config;
+            return Some(Ok(()));
+        }
+        let wanted = VmMemory::configured(&memory, config.group, &config.balloon);
+        let request = MemRequest::SetControls { vm, controls: wanted.controls };
+        let is_told = self.tell_mem(request, MemWait::Controls { vm, id, memory }, actions);
+        (!is_told).then_some(Err(Refusal::Full))
+    }
+
+    fn set_disk(
+        &mut self,
+        id: u32,
+        vm: VmId,
+        config: Vm,
+        disk: u8,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let wanted = config.disks.get(usize::from(disk)).cloned()?;
+        self.entry_mut(vm)?.config = config;
+        let Some(client) = self.client_of(vm, disk) else { return Some(Ok(())) };
+        if self.io_waits.is_full()
+            || !self.tell_io(IoCommand::SetDisk { client, disk: wanted }, actions)
+        {
+            return Some(Err(Refusal::Full));
+        }
+        let _ = self.io_waits.push_back(id);
+        None
+    }
+
+    fn host_explain(
+        &mut self,
+        id: u32,
+        vm: VmId,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        if self.entry(vm).is_none_or(|entry| !entry.is_admitted) {
+            return self.wrong_state(vm);
+        }
+        let wait = MemWait::Explain { vm, id };
+        let is_told = self.tell_mem(MemRequest::Explain { vm }, wait, actions);
+        (!is_told).then_some(Err(Refusal::Full))
+    }
+
+    fn host_kill(&mut self, server: ServerId, actions: &mut Actions) -> Result<(), Refusal> {
+        match server {
+            ServerId::Root => return Err(Refusal::Unsupported),
+            ServerId::Vmm(vm) => match self.state(vm) {
+                None => return Err(Refusal::Unknown),
+                Some(state @ (VmState::Stopped | VmState::Crashed)) => {
+                    return Err(Refusal::State(state));
+                }
+                Some(_) => {}
+            },
+            ServerId::Mem | ServerId::Io => {}
+        }
+        push(actions, Action::Kill(server));
+        Ok(())
+    }
+}
+
+impl Entry {
+    const fn new(config: Vm) -> Self {
+        Self {
+            config,
+            phase: Phase::Stopped,
+            after: After::Stay,
+            has_crashed: false,
+            waiter: None,
+            refusal: None,
+            is_admitted: false,
+            starts: 0,
+            commands: Deque::new(),
+        }
+    }
+}
+
+fn note(actions: &mut Actions, server: ServerId, text: &Text) {
+    push(actions, Action::Host(Output::Note { server, text: text.clone() }));
+}
+
+/// The server behind a client badge, as the host names it.
+pub const fn server_id(client: Client) -> ServerId {
+    match client {
+        Client::Mem => ServerId::Mem,
+        Client::Io => ServerId::Io,
+        Client::Vmm(vm) => ServerId::Vmm(vm),
+    }
+}
+
+fn mem_refusal(error: MemError) -> Refusal {
+    match error {
+        MemError::NotEnoughMemory { needed, available }
+        | MemError::NotEnoughSwap { needed, available } => {
+            Refusal::Memory { asked: needed, available }
+        }
+        MemError::BadControls => Refusal::Rule(protocol::system::VmRule::Limit),
+        MemError::BadSize { .. } => Refusal::Rule(protocol::system::VmRule::Size),
+        MemError::Objects { .. } => Refusal::Memory { asked: Pages(0), available: Pages(0) },
+        MemError::Decode(_) | MemError::NotAllowed | MemError::Identity | MemError::NoSuchVm => {
+            Refusal::Server(ServerId::Mem)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

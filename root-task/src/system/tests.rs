@@ -1,0 +1,340 @@
+//! Whole lives of VMs and servers, with the servers' answers played by the test.
+
+use super::*;
+use protocol::system::{Balloon, Disk, IoControl, IoPolicy, MemoryPolicy, Name, Sharing};
+
+struct All;
+impl Artefacts for All {
+    fn has_all(&self, vm: &Vm) -> bool {
+        vm.kernel != "missing"
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::try_from(text).unwrap()
+}
+
+fn vm(text: &str, disks: usize) -> Vm {
+    let disk = |index: usize| Disk {
+        partition: name(&format!("{text}-{index}")),
+        read_only: false,
+        io: IoControl::default(),
+    };
+    Vm {
+        name: name(text),
+        group: None,
+        vcpus: 1,
+        memory: Memory {
+            size: Pages(0x8000),
+            reservation: Pages(0x1000),
+            shares: 1000,
+            limit: Pages(0x8000),
+            tax: 750,
+            sharing: Sharing::Vm,
+        },
+        kernel: name("linux"),
+        modules: heapless::Vec::new(),
+        cmdline: heapless::String::new(),
+        disks: (0..disks).map(disk).collect(),
+        balloon: Balloon::default(),
+        autostart: true,
+    }
+}
+
+fn system(vms: &[Vm]) -> System {
+    System {
+        name: name("test"),
+        machine_memory: Pages(0x20000),
+        kernel_memory: Pages(0x2000),
+        io_policy: IoPolicy::default(),
+        memory_policy: MemoryPolicy::default(),
+        groups: heapless::Vec::new(),
+        vms: vms.iter().cloned().collect(),
+    }
+}
+
+/// The edge and the servers, played: carries actions out and answers commands until nothing is left to do.
+struct World {
+    supervisor: Supervisor,
+    outputs: Vec<Output, 64>,
+    alive: [bool; MAX_VMS],
+    rings: [bool; MAX_CLIENTS],
+    mem_refuses: bool,
+    io_refuses: bool,
+    attaches: usize,
+}
+
+impl World {
+    fn new(vms: &[Vm]) -> Self {
+        Self {
+            supervisor: Supervisor::new(&system(vms)),
+            outputs: Vec::new(),
+            alive: [false; MAX_VMS],
+            rings: [false; MAX_CLIENTS],
+            mem_refuses: false,
+            io_refuses: false,
+            attaches: 0,
+        }
+    }
+
+    fn run(&mut self, f: impl FnOnce(&mut Supervisor, &mut Actions)) {
+        let mut actions = Actions::new();
+        f(&mut self.supervisor, &mut actions);
+        let mut pending: std::collections::VecDeque<Action> = actions.into_iter().collect();
+        while let Some(action) = pending.pop_front() {
+            let mut more = Actions::new();
+            self.carry_out(action, &mut more);
+            pending.extend(more);
+        }
+    }
+
+    fn ask(&mut self, client: Client, request: &RootRequest, more: &mut Actions) -> RootReply {
+        self.supervisor.request(client, request, more)
+    }
+
+    fn carry_out(&mut self, action: Action, more: &mut Actions) {
+        match action {
+            Action::Spawn(vm) => {
+                let alive = &mut self.alive[usize::from(vm.0)];
+                assert!(!core::mem::replace(alive, true), "spawned twice");
+            }
+            Action::Destroy(vm) => {
+                let alive = &mut self.alive[usize::from(vm.0)];
+                assert!(core::mem::replace(alive, false), "destroyed twice");
+            }
+            Action::PlaceClient { client, .. } => {
+                self.rings[usize::from(client)] = true;
+                self.supervisor.client_placed(client, Some(0x1000), more);
+            }
+            Action::RemoveClient(client) => self.rings[usize::from(client)] = false,
+            Action::Resume(vm) => {
+                assert!(self.alive[usize::from(vm.0)]);
+                assert_eq!(self.ask(Client::Vmm(vm), &RootRequest::Ready, more), RootReply::Done);
+            }
+            Action::Signal(client) => self.serve(client, more),
+            Action::Host(output) => self.outputs.push(output).unwrap(),
+            Action::Exit(_) | Action::Kill(_) | Action::DropBlobs(_) => {}
+            Action::RestartIo => self.supervisor.serving(Client::Io, Nanos(10), more),
+            Action::RestartMem => self.supervisor.serving(Client::Mem, Nanos(10), more),
+        }
+    }
+
+    fn serve(&mut self, client: Client, more: &mut Actions) {
+        while let RootReply::Command(command) = self.ask(client, &RootRequest::NextCommand, more) {
+            let answer = match command {
+                Command::Mem(MemRequest::CreateVm { .. }) if self.mem_refuses => {
+                    let error = MemError::NotEnoughMemory { needed: Pages(9), available: Pages(1) };
+                    RootRequest::MemAnswer(MemReply::Error(error))
+                }
+                Command::Mem(MemRequest::CreateVm { .. }) => {
+                    RootRequest::MemAnswer(MemReply::Created { reserved: Pages(1) })
+                }
+                Command::Mem(MemRequest::DestroyVm { .. }) => {
+                    RootRequest::MemAnswer(MemReply::Freed { pages: Pages(1), free: Pages(1) })
+                }
+                Command::Mem(_) => RootRequest::MemAnswer(MemReply::Done),
+                Command::Io(IoCommand::Attach { client, .. }) if self.io_refuses => {
+                    RootRequest::AttachFailed { client, why: Text::new() }
+                }
+                Command::Io(IoCommand::Attach { client, .. }) => {
+                    self.attaches += 1;
+                    RootRequest::Attached { client, sectors: 8 }
+                }
+                Command::Io(IoCommand::Detach { client }) => RootRequest::Detached { client },
+                Command::Io(IoCommand::SetDisk { .. }) => RootRequest::Applied,
+                Command::Vmm(VmmCommand::Pause) => RootRequest::Event(VmEvent::Paused),
+                Command::Vmm(VmmCommand::Resume) => RootRequest::Event(VmEvent::Resumed),
+                Command::Vmm(_) => continue,
+            };
+            assert_eq!(self.ask(client, &answer, more), RootReply::Done);
+        }
+    }
+
+    fn host(&mut self, id: u32, request: Request) -> Result<(), Refusal> {
+        self.outputs.clear();
+        self.run(|supervisor, actions| supervisor.host(id, request, &All, actions));
+        let is_done = |output: &Output| match output {
+            Output::Done { id: done, outcome } if *done == id => Some(*outcome),
+            _ => None,
+        };
+        self.outputs.iter().find_map(is_done).expect("every request is answered")
+    }
+
+    fn has_event(&self, wanted: Event) -> bool {
+        self.outputs.contains(&Output::Event(wanted))
+    }
+}
+
+const A: VmId = VmId(0);
+const B: VmId = VmId(1);
+
+fn booted() -> World {
+    let mut world = World::new(&[vm("a", 2), vm("b", 1)]);
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    assert_eq!(world.supervisor.state(A), Some(VmState::Running));
+    assert_eq!(world.supervisor.state(B), Some(VmState::Running));
+    assert!(world.has_event(Event::Ready));
+    world
+}
+
+#[test]
+fn vms_start_at_boot_with_their_disks() {
+    let world = booted();
+    assert_eq!(world.rings.iter().filter(|ring| **ring).count(), 3);
+    assert_eq!(world.supervisor.clients_of(A).count(), 2);
+}
+
+#[test]
+fn stop_and_start_leave_nothing_behind() {
+    let mut world = booted();
+    for round in 0..20 {
+        assert_eq!(world.host(round, Request::VmStop(A)), Ok(()));
+        assert_eq!(world.supervisor.state(A), Some(VmState::Stopped));
+        assert_eq!(world.supervisor.clients_of(A).count(), 0);
+        assert!(!world.alive[0] && world.alive[1]);
+        assert_eq!(world.host(100 + round, Request::VmStart(A)), Ok(()));
+        assert_eq!(world.supervisor.state(A), Some(VmState::Running));
+    }
+    assert_eq!(world.supervisor.starts(A), 20);
+}
+
+#[test]
+fn pause_and_resume_wait_for_the_server() {
+    let mut world = booted();
+    assert_eq!(world.host(1, Request::VmPause(A)), Ok(()));
+    assert_eq!(world.supervisor.state(A), Some(VmState::Paused));
+    let again = world.host(2, Request::VmPause(A));
+    assert_eq!(again, Err(Refusal::State(VmState::Paused)));
+    assert_eq!(world.host(3, Request::VmResume(A)), Ok(()));
+    assert_eq!(world.host(4, Request::VmStop(A)), Ok(()));
+}
+
+#[test]
+fn a_refused_vm_leaves_nothing_behind_and_says_the_numbers() {
+    let mut world = World::new(&[vm("a", 1)]);
+    world.mem_refuses = true;
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    assert!(world.has_event(Event::Ready), "a refused VM does not hold up the others");
+    assert_eq!(world.supervisor.state(A), Some(VmState::Stopped));
+    assert!(!world.alive[0]);
+    let outcome = world.host(5, Request::VmStart(A));
+    assert_eq!(outcome, Err(Refusal::Memory { asked: Pages(9), available: Pages(1) }));
+    world.mem_refuses = false;
+    world.io_refuses = true;
+    assert_eq!(world.host(6, Request::VmStart(A)), Err(Refusal::Missing));
+    assert!(!world.alive[0] && world.rings.iter().all(|ring| !ring));
+    world.io_refuses = false;
+    assert_eq!(world.host(7, Request::VmStart(A)), Ok(()));
+}
+
+#[test]
+fn a_vmm_fault_costs_its_vm_only() {
+    let mut world = booted();
+    world.outputs.clear();
+    let fault = FaultReport { label: 6, ip: 1, address: 2, code: 3 };
+    let report = RootRequest::ServerFault { vm: A, fault };
+    world.run(|supervisor, actions| {
+        assert_eq!(supervisor.request(Client::Mem, &report, actions), RootReply::Done);
+    });
+    assert_eq!(world.supervisor.state(A), Some(VmState::Crashed));
+    assert_eq!(world.supervisor.state(B), Some(VmState::Running));
+    assert!(world.has_event(Event::VmStopped { vm: A, reason: StopReason::ServerFault }));
+    assert_eq!(world.host(1, Request::VmStart(A)), Ok(()));
+}
+
+#[test]
+fn a_dead_io_server_comes_back_with_all_clients() {
+    let mut world = booted();
+    let before = world.attaches;
+    world.outputs.clear();
+    let fault = FaultReport { label: 3, ip: 1, address: 0, code: 0 };
+    world.run(|supervisor, actions| supervisor.fault(Client::Io, fault, Nanos(3), actions));
+    assert_eq!(world.attaches - before, 3);
+    assert_eq!(world.supervisor.state(A), Some(VmState::Running));
+    let restarted = Event::ServerRestarted { server: ServerId::Io, downtime: Nanos(7) };
+    assert!(world.has_event(restarted));
+}
+
+#[test]
+fn a_server_that_keeps_dying_is_given_up() {
+    let mut world = booted();
+    let fault = FaultReport { label: 3, ip: 1, address: 0, code: 0 };
+    for _ in 0..=RESTARTS_MAX {
+        world.outputs.clear();
+        world.run(|supervisor, actions| supervisor.fault(Client::Io, fault, Nanos(3), actions));
+    }
+    assert_eq!(world.supervisor.state(A), Some(VmState::Crashed));
+    assert_eq!(world.supervisor.restart_counts()[1], RESTARTS_MAX as u32);
+}
+
+#[test]
+fn a_dead_mem_server_takes_its_vms_along_and_they_start_again() {
+    let mut world = booted();
+    let fault = FaultReport { label: 3, ip: 1, address: 0, code: 0 };
+    world.outputs.clear();
+    world.run(|supervisor, actions| supervisor.fault(Client::Mem, fault, Nanos(3), actions));
+    assert_eq!(world.supervisor.state(A), Some(VmState::Crashed));
+    assert_eq!(world.host(1, Request::VmStart(A)), Ok(()));
+    assert_eq!(world.host(2, Request::VmStart(B)), Ok(()));
+}
+
+#[test]
+fn reboot_starts_the_vm_again_and_poweroff_does_not() {
+    let mut world = booted();
+    world.outputs.clear();
+    world.run(|supervisor, actions| {
+        let request = RootRequest::Event(VmEvent::Reboot);
+        assert_eq!(supervisor.request(Client::Vmm(A), &request, actions), RootReply::Done);
+    });
+    assert_eq!(world.supervisor.state(A), Some(VmState::Running));
+    assert!(world.has_event(Event::VmRebooted { vm: A }));
+    world.run(|supervisor, actions| {
+        let request = RootRequest::Event(VmEvent::Poweroff);
+        assert_eq!(supervisor.request(Client::Vmm(A), &request, actions), RootReply::Done);
+    });
+    assert_eq!(world.supervisor.state(A), Some(VmState::Stopped));
+}
+
+#[test]
+fn servers_may_only_ask_what_is_theirs() {
+    let mut world = booted();
+    let mut actions = Actions::new();
+    let forged = [
+        (Client::Vmm(A), RootRequest::Detached { client: 2 }),
+        (Client::Vmm(A), RootRequest::MemAnswer(MemReply::Done)),
+        (Client::Mem, RootRequest::Ready),
+        (Client::Io, RootRequest::Event(VmEvent::Poweroff)),
+        (Client::Io, RootRequest::Detached { client: 0 }),
+        (Client::Io, RootRequest::Detached { client: 999 }),
+        (Client::Vmm(A), RootRequest::Event(VmEvent::Paused)),
+        (Client::Mem, RootRequest::MemAnswer(MemReply::Done)),
+    ];
+    for (client, request) in forged {
+        let reply = world.supervisor.request(client, &request, &mut actions);
+        assert_eq!(reply, RootReply::Refused, "{request:?} of {client:?}");
+    }
+    assert!(actions.is_empty());
+}
+
+#[test]
+fn vms_are_created_set_and_removed() {
+    let mut world = booted();
+    let mut third = vm("c", 0);
+    third.autostart = false;
+    assert_eq!(world.host(1, Request::VmCreate(third.clone())), Ok(()));
+    assert!(world.outputs.contains(&Output::Vm { id: 1, vm: VmId(2) }));
+    let twice = world.host(2, Request::VmCreate(third.clone()));
+    assert!(matches!(twice, Err(Refusal::Rule(_))));
+    third.name = name("d");
+    third.kernel = name("missing");
+    assert_eq!(world.host(3, Request::VmCreate(third)), Err(Refusal::Missing));
+    let setting = Setting::MemoryShares(7);
+    assert_eq!(world.host(4, Request::VmSet { vm: VmId(2), setting }), Ok(()));
+    assert_eq!(world.host(5, Request::VmSet { vm: A, setting }), Ok(()));
+    assert_eq!(world.supervisor.config(A).map(|config| config.memory.shares), Some(7));
+    let bad = Setting::MemoryLimit(Pages(0));
+    assert!(world.host(6, Request::VmSet { vm: A, setting: bad }).is_err());
+    assert_eq!(world.host(7, Request::VmRemove(A)), Err(Refusal::State(VmState::Running)));
+    assert_eq!(world.host(8, Request::VmRemove(VmId(2))), Ok(()));
+    assert_eq!(world.host(9, Request::VmStart(VmId(2))), Err(Refusal::Unknown));
+}
