@@ -5,7 +5,11 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod acpi;
+pub mod boot;
+pub mod cpuid;
 pub mod device;
+pub mod emulate;
 pub mod guest_memory;
 pub mod pci;
 pub mod time;
