@@ -158,11 +158,8 @@ impl CostModel {
 
     /// Device time of a reference request, if known.
     pub fn reference_time(&self) -> Option<Nanos> {
-        let reference = Access {
-            operation: BlkOperation::Read,
-            is_sequential: false,
-            length: REFERENCE_BYTES,
-        };
+        let reference =
+            Access { operation: BlkOperation::Read, is_sequential: false, length: REFERENCE_BYTES };
         self.expected(reference).map(|time| Nanos((time >> 8).max(1)))
     }
 
@@ -235,7 +232,8 @@ mod tests {
             now += 300_000 + u64::from(length);
             model.completed(Nanos(now), Nanos(0), read(length));
         }
-        let ratio = f64::from(model.cost(read(256 << 10)).0) / f64::from(model.cost(read(8 << 10)).0);
+        let ratio =
+            f64::from(model.cost(read(256 << 10)).0) / f64::from(model.cost(read(8 << 10)).0);
         assert!((ratio - 562_144.0 / 308_192.0).abs() < 0.02, "{ratio}");
         let capacity = model.capacity().unwrap();
         assert!((3280..3300).contains(&capacity), "{capacity}");

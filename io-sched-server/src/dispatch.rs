@@ -66,7 +66,8 @@ impl<T: Copy, const Q: usize> Queue<T, Q> {
     }
 
     fn pop(&mut self) -> Option<Queued<T>> {
-        let queued = if self.len == 0 { None } else { self.entries[usize::from(self.first)].take() };
+        let queued =
+            if self.len == 0 { None } else { self.entries[usize::from(self.first)].take() };
         if queued.is_some() {
             let next = usize::from(self.first) + 1;
             self.first = if next == Q { 0 } else { next as u16 };

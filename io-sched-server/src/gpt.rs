@@ -150,7 +150,8 @@ pub fn parse_entries(
         if partitions.iter().any(overlaps) {
             return Err(GptError::Range);
         }
-        let partition = Partition { label: label(&entry[56..128])?, first, sectors: last - first + 1 };
+        let partition =
+            Partition { label: label(&entry[56..128])?, first, sectors: last - first + 1 };
         partitions.push(partition).map_err(|_| GptError::TooMany)?;
     }
     Ok(partitions)
@@ -173,10 +174,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// Builds a table of `partitions` (label, first, last): header sector and entries.
-    pub fn table(
-        disk_sectors: u64,
-        partitions: &[(&str, u64, u64)],
-    ) -> ([u8; SECTOR], Vec<u8>) {
+    pub fn table(disk_sectors: u64, partitions: &[(&str, u64, u64)]) -> ([u8; SECTOR], Vec<u8>) {
         let mut entries = vec![0u8; 128 * 128];
         for (index, (name, first, last)) in partitions.iter().enumerate() {
             let entry = &mut entries[index * 128..][..128];
@@ -218,7 +216,10 @@ pub(crate) mod tests {
         let (header, entries) = table(10_000, &[("debian-a", 2048, 4095), ("déb", 4096, 4096)]);
         let header = parse_header(&header, 1, 10_000).unwrap();
         let found = parse_entries(&header, &entries).unwrap();
-        assert_eq!((found[0].label.as_str(), found[0].first, found[0].sectors), ("debian-a", 2048, 2048));
+        assert_eq!(
+            (found[0].label.as_str(), found[0].first, found[0].sectors),
+            ("debian-a", 2048, 2048)
+        );
         assert_eq!((found[1].label.as_str(), found[1].sectors), ("déb", 1));
     }
 

@@ -24,7 +24,7 @@ use crate::{
     depth::Depth,
     device::{Buffer, DeviceRequest, DeviceStatus, TAGS},
     dispatch::{BATCH_MAX, Dispatched, Dispatcher, Pulled, Queued},
-    gpt::{ENTRIES_BYTES, Header, Partition, PARTITIONS, SECTOR, parse_entries, parse_header},
+    gpt::{ENTRIES_BYTES, Header, PARTITIONS, Partition, SECTOR, parse_entries, parse_header},
     histogram::Histogram,
     sched::{AnyScheduler, NodeId, Scheduler},
 };
@@ -110,6 +110,11 @@ pub enum Event<'e> {
         /// Its payload.
         payload: &'e [u8],
     },
+    /// The same from the root-task's command queue; answered in [`Actions::reply`].
+    Control {
+        /// What it orders.
+        request: &'e IoRequest,
+    },
     /// The device answered.
     Done {
         /// Tag of the request.
@@ -136,6 +141,10 @@ pub struct Actions {
 const _: () = assert!(MAX_CLIENTS <= 32, "signals are 32 bits");
 
 impl Actions {
+    /// Nothing to do.
+    pub const NONE: Self =
+        Self { submits: heapless::Vec::new(), signals: 0, timer: None, reply: None };
+
     /// Forgets all, to be used again.
     pub fn clear(&mut self) {
         self.submits.clear();
@@ -197,6 +206,7 @@ struct Group {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one value per server, and no heap to box it in")]
 enum Disk {
     /// No device yet.
     Absent,
@@ -256,12 +266,15 @@ impl<M: Memory> Server<M> {
         }
     }
 
-    /// Replaces the configuration of a server that has no clients yet.
+    /// Replaces the configuration of a server made with [`Config::DEFAULT`] that has no clients yet.
     pub fn configure(&mut self, config: Config) {
         self.config = config;
         self.model = CostModel::new(config.cost);
         self.depth = Depth::new(config.depth.clamp(1, TAGS as u32), config.latency_ceiling);
-        *self.dispatcher.policy() = AnyScheduler::new(config.policy);
+        if config.policy != Policy::MClock {
+            // Built on the stack on its way: some 60 KiB.
+            *self.dispatcher.policy() = AnyScheduler::new(config.policy);
+        }
         self.dispatcher.set_batch(config.batch);
     }
 
@@ -281,6 +294,9 @@ impl<M: Memory> Server<M> {
                     Err(_) => IoReply::Error(IoError::Malformed),
                 };
                 actions.reply = Some(reply);
+            }
+            Event::Control { request } => {
+                actions.reply = Some(self.message(now, ROOT_BADGE, request.clone(), actions));
             }
             Event::Done { tag, status } => self.done(now, tag, status, actions),
             Event::Timer => self.expire(now, actions),
@@ -425,8 +441,7 @@ impl<M: Memory> Server<M> {
             return;
         }
         let is_sequential = request.sector == session.next_sector && !is_flush;
-        let access =
-            Access { operation: request.operation, is_sequential, length: request.length };
+        let access = Access { operation: request.operation, is_sequential, length: request.length };
         let sector = if is_flush { session.next_sector } else { request.sector };
         session.next_sector = sector + count;
         let queued = Queued {
@@ -602,13 +617,14 @@ impl<M: Memory> Server<M> {
                 self.set_policy(now, policy);
                 IoReply::Done
             }
-            IoRequest::Stats { index } => self.stats(now, index),
+            IoRequest::Stats { index } => self.stats(index),
             IoRequest::DiskStats => IoReply::DiskStats(self.disk_stats()),
             IoRequest::Info => IoReply::Error(IoError::BadClient),
         }
     }
 
-    fn info(&self, badge: u64) -> IoReply {
+    /// The disk of the client with this badge.
+    pub fn info(&self, badge: u64) -> IoReply {
         let index = usize::try_from(badge.wrapping_sub(1)).unwrap_or(usize::MAX);
         match self.sessions.get(index).and_then(Option::as_ref) {
             Some(session) => IoReply::Disk(session.info()),
@@ -774,9 +790,9 @@ impl<M: Memory> Server<M> {
 
     fn reserved_total(&self, except: Option<usize>) -> u32 {
         let sessions = self.sessions.iter().enumerate().filter(|(at, _)| Some(*at) != except);
-        sessions.filter_map(|(_, s)| s.as_ref()).fold(0, |sum, s| {
-            sum.saturating_add(self.requests_reserved(&s.controls))
-        })
+        sessions
+            .filter_map(|(_, s)| s.as_ref())
+            .fold(0, |sum, s| sum.saturating_add(self.requests_reserved(&s.controls)))
     }
 
     fn capacity(&self) -> Option<u32> {
@@ -814,7 +830,8 @@ impl<M: Memory> Server<M> {
         depth
     }
 
-    fn stats(&self, now: Nanos, index: u16) -> IoReply {
+    /// Figures of a client.
+    pub fn stats(&self, index: u16) -> IoReply {
         let Some(session) = self.sessions.get(usize::from(index)).and_then(Option::as_ref) else {
             return IoReply::Error(IoError::BadClient);
         };
@@ -825,11 +842,11 @@ impl<M: Memory> Server<M> {
         stats.latency_p99 = session.latency.quantile(990);
         stats.device_p50 = session.device.quantile(500);
         stats.device_p99 = session.device.quantile(990);
-        stats.waits_for = self.waits_for(now, index);
+        stats.waits_for = self.waits_for(index);
         IoReply::Stats(stats)
     }
 
-    fn waits_for(&self, _now: Nanos, client: NodeId) -> WaitsFor {
+    fn waits_for(&self, client: NodeId) -> WaitsFor {
         if self.dispatcher.waiting(client) == 0 {
             return WaitsFor::Nothing;
         }
@@ -887,18 +904,23 @@ impl<A> Session<A> {
         in_device: Nanos,
     ) {
         let stats = &mut self.stats;
+        let bytes = if status == BlkStatus::Ok { u64::from(queued.bytes) } else { 0 };
         match queued.item.operation {
-            BlkOperation::Read => stats.reads += 1,
-            BlkOperation::Write => stats.writes += 1,
+            BlkOperation::Read => {
+                stats.reads += 1;
+                stats.read_bytes += bytes;
+            }
+            BlkOperation::Write => {
+                stats.writes += 1;
+                stats.written_bytes += bytes;
+            }
             BlkOperation::Flush => stats.flushes += 1,
         }
         match phase {
             Phase::Reservation => stats.by_reservation += 1,
             Phase::Weight => stats.by_weight += 1,
         }
-        if status == BlkStatus::Ok {
-            stats.bytes += u64::from(queued.bytes);
-        } else {
+        if status != BlkStatus::Ok {
             stats.errors += 1;
         }
         self.latency.add(Nanos(now.0.saturating_sub(queued.arrival.0)));

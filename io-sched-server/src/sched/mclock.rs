@@ -48,7 +48,10 @@ const fn tag(time: Nanos) -> Tag {
 }
 
 /// A tag as a heap key.
-#[expect(clippy::cast_possible_truncation, reason = "keys wrap; all keys of a heap are close together")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "keys wrap; all keys of a heap are close together"
+)]
 const fn key(tag: Tag) -> u64 {
     (tag >> FRACTION) as u64
 }
@@ -90,7 +93,10 @@ struct Inverse {
 }
 
 const fn per(rate: u64) -> u64 {
-    if rate == 0 { 0 } else { (1_000_000_000 << 32) / rate }
+    match (1_000_000_000_u64 << 32).checked_div(rate) {
+        Some(time) => time,
+        None => 0,
+    }
 }
 
 impl Inverse {

@@ -92,7 +92,6 @@ pub trait Scheduler {
 
 /// One of the policies, chosen at run time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "one value per disk, and the largest is the default")]
 pub enum AnyScheduler<const N: usize, const G: usize> {
     /// Reservations, limits, shares.
     MClock(MClock<N, G>),

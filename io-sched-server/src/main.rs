@@ -1,0 +1,359 @@
+//! The edge of the io-sched-server: carries signals, calls and completions in, requests and signals out.
+// UNSAFETY: the one server value is a static, for it is too large for the stack.
+#![no_std]
+#![no_main]
+#![deny(unsafe_code)]
+
+mod virtio;
+
+use core::{cell::UnsafeCell, sync::atomic::AtomicU64};
+
+use io_sched_server::{
+    device::BlockDevice,
+    server::{Actions, Config, Event, Memory, Server},
+};
+use protocol::{
+    io::{Controls, DOORBELL, IoError, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel, Policy},
+    root::{Command, IoCommand, IoCounter, RootRequest, Text, io_counter},
+    slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLERS, IO_IRQ_HANDLERS_MAX, TIMER, notify},
+    startup::{IoStart, Role, Startup},
+    system::{Disk, IoControl, IoPolicy},
+    units::Nanos,
+};
+use runtime::{
+    clock, message,
+    serve::{self, Incoming, answer_and_receive, ask_root, enter_passive, receive},
+};
+use sel4::{Cap, MessageInfo, cap};
+use virtio::Driver;
+
+runtime::server!(main);
+
+/// Longest time the disk may take to give its partition table.
+const TABLE_PATIENCE: Nanos = Nanos::from_secs(20);
+/// How often the counters of the shared page are brought up to date.
+const COUNTERS_EVERY: Nanos = Nanos::from_millis(200);
+
+struct Mapped;
+
+impl Memory for Mapped {
+    type Area = &'static [AtomicU64];
+
+    fn ring(&self, index: u16) -> Option<Self::Area> {
+        (usize::from(index) < MAX_CLIENTS).then(|| runtime::shared::io_ring(index))
+    }
+
+    fn scratch(&self) -> &[AtomicU64] {
+        virtio::scratch()
+    }
+}
+
+/// The server's state and what it decided last: larger than the stack.
+struct State {
+    server: Server<Mapped>,
+    actions: Actions,
+}
+
+struct OnlyThread(UnsafeCell<State>);
+
+#[expect(unsafe_code, reason = "a static must be Sync")]
+// SAFETY: the server is one thread, and `main` takes the only reference.
+unsafe impl Sync for OnlyThread {}
+
+static STATE: OnlyThread = OnlyThread(UnsafeCell::new(State {
+    server: Server::new(Config::DEFAULT, Mapped),
+    actions: Actions::NONE,
+}));
+
+struct Edge {
+    state: &'static mut State,
+    driver: Option<Driver>,
+    armed: Option<Nanos>,
+    counters_due: Option<Nanos>,
+    attached: u32,
+    draining: u32,
+}
+
+fn main(startup: Startup) -> ! {
+    let Role::Io(start) = startup.role else { unreachable!("started as another server") };
+    let driver = match Driver::start(&start) {
+        Ok(driver) => Some(driver),
+        Err(error) => {
+            defmt::error!("no disk: {}", error);
+            None
+        }
+    };
+    #[expect(unsafe_code, reason = "takes the one reference to the state")]
+    // SAFETY: this is the only place that uses the cell, and `main` runs once.
+    let state = unsafe { &mut *STATE.0.get() };
+    let mut edge =
+        Edge { state, driver, armed: None, counters_due: None, attached: 0, draining: 0 };
+    edge.prepare(&start);
+    edge.serve()
+}
+
+fn policy(policy: IoPolicy) -> Policy {
+    match policy {
+        IoPolicy::Mclock => Policy::MClock,
+        IoPolicy::Sfq => Policy::Sfq,
+        IoPolicy::RoundRobin => Policy::RoundRobin,
+    }
+}
+
+fn controls(io: &IoControl) -> Controls {
+    Controls {
+        reservation: io.reservation,
+        limit: io.limit.unwrap_or(0),
+        shares: io.shares,
+        reservation_bytes: 0,
+        limit_bytes: io.limit_bytes.unwrap_or(0),
+        burst: 0,
+    }
+}
+
+impl Edge {
+    /// Configures the server and reads the partition table before anybody can call.
+    fn prepare(&mut self, start: &IoStart) {
+        let config = Config { policy: policy(start.policy), ..Config::DEFAULT };
+        self.state.server.configure(config);
+        for (group, settings) in (0..).zip(&start.groups) {
+            let controls = controls(&settings.io);
+            self.control(&IoRequest::SetGroup { group, parent: None, controls });
+        }
+        let Some(driver) = &self.driver else { return };
+        let sectors = driver.sectors();
+        self.step(Event::Start { sectors });
+        let give_up = Nanos(clock::now().0 + TABLE_PATIENCE.0);
+        while !self.state.server.is_ready() && clock::now() < give_up {
+            self.collect();
+            core::hint::spin_loop();
+        }
+        defmt::info!(
+            "disk of {=u64} sectors, ready {=bool}",
+            sectors,
+            self.state.server.is_ready()
+        );
+    }
+
+    fn serve(&mut self) -> ! {
+        let mut incoming = enter_passive();
+        loop {
+            incoming = match incoming {
+                Incoming::Signals(bits) => {
+                    self.signalled(bits);
+                    receive()
+                }
+                Incoming::Message(call) if call.info.label() == DOORBELL => {
+                    self.collect();
+                    self.step(Event::Doorbell { badge: call.badge });
+                    let info = MessageInfo::new(0, 0, 0, 0);
+                    answer_and_receive(message::Answer { info, msg: [0; 4] })
+                }
+                Incoming::Message(call) => {
+                    let reply = match message::request::<protocol::io::Io>(&call) {
+                        Ok(IoRequest::Info) => self.state.server.info(call.badge),
+                        Ok(_) => IoReply::Error(IoError::Forbidden),
+                        Err(_) => IoReply::Error(IoError::Malformed),
+                    };
+                    answer_and_receive(message::answer::<protocol::io::Io>(&reply))
+                }
+            };
+        }
+    }
+
+    fn signalled(&mut self, bits: u64) {
+        for handler in 0..IO_IRQ_HANDLERS_MAX as u64 {
+            if bits & notify::IRQ << handler != 0 {
+                let irq: cap::IrqHandler = Cap::from_bits(IO_IRQ_HANDLERS + handler);
+                if irq.irq_handler_ack().is_err() {
+                    defmt::warn!("interrupt {=u64} could not be acknowledged", handler);
+                }
+            }
+        }
+        self.collect();
+        if bits & notify::TIMER != 0 {
+            self.armed = None;
+            self.step(Event::Timer);
+        }
+        if bits & notify::ROOT != 0 {
+            while let Some(command) = serve::next_command() {
+                match command {
+                    Command::Io(command) => self.obey(command),
+                    _ => defmt::error!("a command for another server"),
+                }
+            }
+        }
+        self.finish_draining();
+        self.publish_counters();
+    }
+
+    /// Takes what the device has finished.
+    fn collect(&mut self) {
+        while let Some((tag, status)) = self.driver.as_mut().and_then(|d| d.poll(Nanos(0))) {
+            self.step(Event::Done { tag, status });
+        }
+    }
+
+    fn step(&mut self, event: Event<'_>) {
+        let now = clock::now();
+        let State { server, actions } = &mut *self.state;
+        actions.clear();
+        server.step(now, event, actions);
+        if let Some(driver) = &mut self.driver {
+            for request in &actions.submits {
+                driver.submit(now, request);
+            }
+            driver.kick();
+        }
+        let mut signals = actions.signals;
+        while signals != 0 {
+            let client = u64::from(signals.trailing_zeros());
+            signals &= signals - 1;
+            let notification: cap::Notification = Cap::from_bits(IO_CLIENT_NOTIFY + client);
+            notification.signal();
+        }
+        if actions.signals != 0 && self.counters_due.is_none() {
+            self.counters_due = Some(Nanos(now.0 + COUNTERS_EVERY.0));
+        }
+        let wish = match (self.state.actions.timer, self.counters_due) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        if let Some(wish) = wish
+            && self.armed.is_none_or(|armed| wish < armed)
+        {
+            let timer: cap::Timer = Cap::from_bits(TIMER);
+            match timer.timer_arm(clock::deadline_ticks(wish)) {
+                Ok(()) => self.armed = Some(wish),
+                Err(_) => defmt::error!("the timer could not be armed"),
+            }
+        }
+    }
+
+    fn control(&mut self, request: &IoRequest) -> IoReply {
+        self.step(Event::Control { request });
+        self.state.actions.reply.take().unwrap_or(IoReply::Done)
+    }
+
+    // ---- orders of the root-task
+
+    fn obey(&mut self, command: IoCommand) {
+        match command {
+            IoCommand::Attach { client, disk, group, ring_paddr } => {
+                self.attach(client, &disk, group, ring_paddr);
+            }
+            IoCommand::Detach { client } => {
+                self.attached &= !(1 << client);
+                self.draining |= 1 << client;
+            }
+            IoCommand::SetDisk { client, disk } => {
+                let controls = controls(&disk.io);
+                let reply = self.control(&IoRequest::SetControls { index: client, controls });
+                if let IoReply::Error(error) = reply {
+                    defmt::warn!("controls of client {=u16} refused: {=str}", client, why(error));
+                }
+                tell_root(&RootRequest::Applied);
+            }
+        }
+    }
+
+    fn attach(&mut self, client: u16, disk: &Disk, group: Option<u8>, ring_paddr: u64) {
+        virtio::set_ring(client, ring_paddr);
+        let reply = match PartitionLabel::try_from(disk.partition.as_str()) {
+            Ok(partition) => self.control(&IoRequest::Attach {
+                index: client,
+                partition,
+                is_read_only: disk.read_only,
+                group,
+                controls: controls(&disk.io),
+                ring_paddr,
+            }),
+            Err(_) => IoReply::Error(IoError::NoPartition),
+        };
+        match reply {
+            IoReply::Disk(info) => {
+                self.attached |= 1 << client;
+                tell_root(&RootRequest::Attached { client, sectors: info.sectors });
+            }
+            IoReply::Error(error) => {
+                let mut text = Text::new();
+                // Both pieces are far shorter than a text.
+                if text.push_str(why(error)).is_err() || text.push_str(&disk.partition).is_err() {
+                    defmt::warn!("text cut");
+                }
+                tell_root(&RootRequest::AttachFailed { client, why: text });
+            }
+            _ => defmt::error!("attach was answered with something else"),
+        }
+    }
+
+    fn finish_draining(&mut self) {
+        let mut rest = self.draining;
+        while rest != 0 {
+            let client = rest.trailing_zeros() as u16;
+            rest &= rest - 1;
+            match self.control(&IoRequest::Detach { index: client }) {
+                IoReply::Draining { .. } => {}
+                // Also where it never was attached: the device has nothing of it.
+                _ => {
+                    self.draining &= !(1 << client);
+                    tell_root(&RootRequest::Detached { client });
+                }
+            }
+        }
+    }
+
+    // ---- counters
+
+    fn publish_counters(&mut self) {
+        let now = clock::now();
+        if self.counters_due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.counters_due = None;
+        let mut rest = self.attached;
+        while rest != 0 {
+            let client = rest.trailing_zeros() as u16;
+            rest &= rest - 1;
+            let IoReply::Stats(stats) = self.state.server.stats(client) else { continue };
+            let values = [
+                (IoCounter::Reads, stats.reads),
+                (IoCounter::Writes, stats.writes),
+                (IoCounter::Flushes, stats.flushes),
+                (IoCounter::ReadBytes, stats.read_bytes),
+                (IoCounter::WrittenBytes, stats.written_bytes),
+                (IoCounter::Errors, stats.errors),
+                (IoCounter::LatencyP50, stats.latency_p50.0),
+                (IoCounter::LatencyP99, stats.latency_p99.0),
+                (IoCounter::Queued, u64::from(stats.queued)),
+                (IoCounter::InDevice, u64::from(stats.in_device)),
+                (IoCounter::ByReservation, stats.by_reservation),
+                (IoCounter::ByWeight, stats.by_weight),
+                (IoCounter::Violations, stats.violations),
+            ];
+            for (counter, value) in values {
+                runtime::shared::publish(io_counter(client, counter), value);
+            }
+        }
+    }
+}
+
+fn tell_root(request: &RootRequest) {
+    if ask_root(request).is_err() {
+        defmt::error!("the root-task did not understand");
+    }
+}
+
+fn why(error: IoError) -> &'static str {
+    match error {
+        IoError::NoPartition => "no partition of this label: ",
+        IoError::NoDisk => "no disk, or no partition table on it; wanted: ",
+        IoError::BadControls => "shares 0, limit below reservation, or unknown group: ",
+        IoError::Overcommitted { .. } => "the disk cannot give the reservation: ",
+        IoError::BadClient => "the client number is in use: ",
+        IoError::BadRing => "the ring has another layout: ",
+        IoError::Forbidden | IoError::Malformed => "not a request: ",
+    }
+}
+
+const _: () = assert!(MAX_CLIENTS <= 32 && slots::IO_CLIENT_NOTIFY + 32 <= 256);
