@@ -1,0 +1,3 @@
+//! Processor-dependent parts.
+
+pub mod x86_64;
