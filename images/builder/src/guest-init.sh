@@ -1,0 +1,41 @@
+#!/bin/busybox sh
+# First program of a guest: loads the virtio drivers, mounts the root disk, starts its init.
+/bin/busybox mkdir -p /proc /sys /dev /root /bin /sbin
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+read -r words </proc/cmdline
+root='' flags=ro mark=''
+for word in $words; do
+    case $word in
+        root=*) root=${word#root=} ;;
+        rw) flags=rw ;;
+        ro) flags=ro ;;
+        ballast.mark) mark=yes ;;
+    esac
+done
+if [ -n "$mark" ]; then
+    read -r up idle </proc/uptime
+    echo "BALLAST-INIT $up"
+fi
+for module in MODULES; do
+    insmod "/modules/$module.ko" || echo "guest-init: module $module was not loaded"
+done
+if [ -n "$root" ]; then
+    tries=0
+    while [ ! -b "$root" ] && [ $tries -lt 50 ]; do
+        usleep 100000
+        tries=$((tries + 1))
+    done
+    if mount -t ext4 -o "$flags" "$root" /root; then
+        mount --move /dev /root/dev
+        umount /proc /sys
+        exec switch_root /root /sbin/init
+    fi
+    echo "guest-init: $root could not be mounted; this is a shell in the initramfs"
+else
+    echo "guest-init: no root= on the command line; this is a shell in the initramfs"
+fi
+exec setsid cttyhack sh

@@ -1,0 +1,608 @@
+//! The command line: verbs, options, and which module does each.
+
+use crate::config::{Config, load_vm};
+use crate::image::{self, Disk};
+use crate::machine::{Clock, Machine, Options};
+use crate::report::{self, Stats};
+use crate::session::{Ask, Line, Session, run_folder};
+use crate::{Error, client, console, doctor, suite};
+use clap::{Args, Parser, Subcommand};
+use protocol::link::{Request, ServerId, Setting, VmState};
+use protocol::units::{Pages, VmId};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A type-1 hypervisor: capability microkernel, isolated servers, unmodified Linux VMs.
+#[derive(Debug, Parser)]
+#[command(name = "ballast", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Builds and boots a system, shows its VMs start, then gives a prompt.
+    Run(Run),
+    /// Runs every check and test, unattended.
+    Test {
+        /// Only parts whose name contains one of these words.
+        only: Vec<String>,
+    },
+    /// Checks what a run needs and says what to do about each problem.
+    Doctor,
+    /// VMs of the running system.
+    Vm {
+        #[command(subcommand)]
+        verb: VmVerb,
+    },
+    /// Attaches to a VM's console; Ctrl-] leaves.
+    Console {
+        /// Name of the VM.
+        vm: String,
+    },
+    /// Shows what the VMs and servers do, every second.
+    Top {
+        /// `mem` for memory columns.
+        view: Option<View>,
+        /// Shows one screen and ends.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Shows who holds which capability.
+    Caps {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints all counters.
+    Stats {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows every number behind a VM's present allocation.
+    Explain {
+        /// Name of the VM.
+        vm: String,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follows events and log lines of the running system.
+    Log,
+    /// Ends a server of the running system by a fault (crash drill).
+    Kill {
+        /// `mem`, `io`, or the name of a VM for its vmm-server.
+        server: String,
+    },
+    /// Builds the image without running it.
+    Image {
+        /// System description.
+        #[arg(default_value = DEFAULT_SYSTEM)]
+        system: PathBuf,
+        /// Makes the disk anew.
+        #[arg(long)]
+        fresh: bool,
+        /// Also writes a bootable ISO here.
+        #[arg(long)]
+        iso: Option<PathBuf>,
+    },
+    /// Ends the running system.
+    Quit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum View {
+    /// Memory, with esxtop's words.
+    Mem,
+}
+
+const DEFAULT_SYSTEM: &str = concat!(env!("BALLAST_WORKSPACE"), "/images/systems/two-linux.toml");
+
+#[derive(Args, Debug)]
+struct Run {
+    /// System description.
+    #[arg(default_value = DEFAULT_SYSTEM)]
+    system: PathBuf,
+    /// No prompt: runs until `ballast quit`.
+    #[arg(long)]
+    headless: bool,
+    /// Makes the disk anew.
+    #[arg(long)]
+    fresh: bool,
+    /// One instruction is one nanosecond: every run is the same.
+    #[arg(long)]
+    icount: bool,
+    /// Boots this root-task ELF alone and passes its console through.
+    #[arg(long, value_name = "ELF", conflicts_with_all = ["headless", "fresh"])]
+    root_task: Option<PathBuf>,
+    /// RAM of the machine with --root-task.
+    #[arg(long, default_value = "512M", requires = "root_task")]
+    memory: String,
+    /// Ends a --root-task run after so many seconds with exit code 3.
+    #[arg(long, requires = "root_task")]
+    timeout: Option<u64>,
+    /// Processor cores.
+    #[arg(long, default_value_t = 2)]
+    cores: u32,
+}
+
+#[derive(Debug, Subcommand)]
+enum VmVerb {
+    /// Lists VMs with their states.
+    List {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Starts a stopped VM.
+    Start {
+        /// Name of the VM.
+        vm: String,
+    },
+    /// Stops a VM at once.
+    Stop {
+        /// Name of the VM.
+        vm: String,
+    },
+    /// Holds a VM's processor.
+    Pause {
+        /// Name of the VM.
+        vm: String,
+    },
+    /// Lets a paused VM go on.
+    Resume {
+        /// Name of the VM.
+        vm: String,
+    },
+    /// Removes a stopped VM.
+    Rm {
+        /// Name of the VM.
+        vm: String,
+    },
+    /// Adds a VM described by a table [vm] in a file.
+    Create {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Changes settings: balloon=64M|auto, memory.shares=N, memory.reservation=64M,
+    /// memory.limit=128M, memory.tax=750.
+    Set {
+        /// Name of the VM.
+        vm: String,
+        /// KEY=VALUE.
+        #[arg(required = true)]
+        settings: Vec<String>,
+    },
+}
+
+/// Runs the command line.
+///
+/// # Errors
+///
+/// Whatever the verb returns; wrong usage ends the process with code 2.
+pub fn run() -> Result<(), Error> {
+    dispatch(Cli::parse().verb)
+}
+
+fn dispatch(verb: Verb) -> Result<(), Error> {
+    match verb {
+        Verb::Run(run) if run.root_task.is_some() => run_root_task(&run),
+        Verb::Run(run) => run_system(&run),
+        Verb::Test { only } => suite::run(&only),
+        Verb::Doctor => doctor::run(),
+        Verb::Vm { verb } => vm_verb(&client::Client::new()?, verb),
+        Verb::Console { vm } => {
+            let id = client::find_vm(&client::Client::new()?, &vm)?;
+            console::attach(id, &vm)
+        }
+        Verb::Top { view, once } => top(&client::Client::new()?, view, once),
+        Verb::Caps { json } => {
+            let lines = client::Client::new()?.ask(Request::Caps)?;
+            show(json, &lines, |lines| report::caps(lines).text())
+        }
+        Verb::Stats { json } => {
+            let stats = Stats::from_lines(&client::Client::new()?.ask(Request::Stats)?);
+            if json {
+                println!("{:#}", stats.json());
+            } else {
+                println!("{}\n{}", stats.top(None), stats.top_memory());
+            }
+            Ok(())
+        }
+        Verb::Explain { vm, json } => {
+            let client = client::Client::new()?;
+            let id = client::find_vm(&client, &vm)?;
+            let lines = client.ask(Request::Explain(id))?;
+            show(json, &lines, |lines| report::terms(lines).text())
+        }
+        Verb::Log => follow_log(),
+        Verb::Kill { server } => {
+            let client = client::Client::new()?;
+            let server = server_id(&client, &server)?;
+            client.ask(Request::Kill(server)).map(drop)
+        }
+        Verb::Image { system, fresh, iso } => {
+            let config = Config::load(&system)?;
+            let built = image::build(&config, if fresh { Disk::Fresh } else { Disk::Keep })?;
+            println!("kernel  {}", built.kernel.display());
+            println!("module  {}", built.module.display());
+            if let Some(disk) = &built.disk {
+                println!("disk    {}", disk.display());
+            }
+            iso.map_or(Ok(()), |iso| image::write_iso(&built, &iso))
+        }
+        Verb::Quit => {
+            let client = client::Client::new()?;
+            // The system may be gone before its answer arrives.
+            let _ = client.ask(Request::Quit { code: crate::machine::EXIT_GOOD });
+            Ok(())
+        }
+    }
+}
+
+fn show(json: bool, lines: &[Line], text: impl Fn(&[Line]) -> String) -> Result<(), Error> {
+    if json {
+        let value = serde_json::to_value(lines).unwrap_or_default();
+        println!("{value:#}");
+    } else {
+        print!("{}", text(lines));
+    }
+    Ok(())
+}
+
+fn server_id(asked: &impl Ask, name: &str) -> Result<ServerId, Error> {
+    match name {
+        "mem" | "mem-server" => Ok(ServerId::Mem),
+        "io" | "io-sched-server" => Ok(ServerId::Io),
+        vm => Ok(ServerId::Vmm(client::find_vm(asked, vm)?)),
+    }
+}
+
+fn vm_verb(asked: &impl Ask, verb: VmVerb) -> Result<(), Error> {
+    let on = |name: &str, request: fn(VmId) -> Request| {
+        asked.ask(request(client::find_vm(asked, name)?)).map(drop)
+    };
+    match verb {
+        VmVerb::List { json } => {
+            let lines = asked.ask(Request::VmList)?;
+            show(json, &lines, |lines| report::vm_list(lines).text())
+        }
+        VmVerb::Start { vm } => on(&vm, Request::VmStart),
+        VmVerb::Stop { vm } => on(&vm, Request::VmStop),
+        VmVerb::Pause { vm } => on(&vm, Request::VmPause),
+        VmVerb::Resume { vm } => on(&vm, Request::VmResume),
+        VmVerb::Rm { vm } => on(&vm, Request::VmRemove),
+        VmVerb::Create { file } => {
+            let lines = asked.ask(Request::VmCreate(load_vm(&file)?))?;
+            print!("{}", report::vm_list(&lines).text());
+            Ok(())
+        }
+        VmVerb::Set { vm, settings } => {
+            let vm = client::find_vm(asked, &vm)?;
+            for text in settings {
+                let setting = setting(&text)?;
+                asked.ask(Request::VmSet { vm, setting })?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Reads a size such as `64M`.
+fn pages(text: &str) -> Option<Pages> {
+    let bytes = crate::config::size_bytes(text)?;
+    bytes.is_multiple_of(4096).then(|| Pages::holding(bytes))
+}
+
+fn setting(text: &str) -> Result<Setting, Error> {
+    let wrong = || {
+        Error::Input(format!(
+            "'{text}' is no setting: write balloon=64M, balloon=auto, memory.shares=2000, \
+             memory.reservation=64M, memory.limit=128M or memory.tax=750"
+        ))
+    };
+    let (key, value) = text.split_once('=').ok_or_else(wrong)?;
+    let setting = match key {
+        "balloon" if value == "auto" => Some(Setting::Balloon(None)),
+        "balloon" => pages(value).map(|pages| Setting::Balloon(Some(pages))),
+        "memory.shares" | "shares" => value.parse().ok().map(Setting::MemoryShares),
+        "memory.reservation" | "reservation" => pages(value).map(Setting::MemoryReservation),
+        "memory.limit" | "limit" => pages(value).map(Setting::MemoryLimit),
+        "memory.tax" | "tax" => value.parse().ok().map(Setting::MemoryTax),
+        _ => None,
+    };
+    setting.ok_or_else(wrong)
+}
+
+fn top(asked: &impl Ask, view: Option<View>, once: bool) -> Result<(), Error> {
+    let mut before: Option<Stats> = None;
+    loop {
+        let stats = Stats::from_lines(&asked.ask(Request::Stats)?);
+        let text = match view {
+            Some(View::Mem) => stats.top_memory(),
+            None => stats.top(before.as_ref()),
+        };
+        if once {
+            print!("{text}");
+            return Ok(());
+        }
+        // Home, then clear: a repainted screen does not flicker.
+        println!("\x1b[H\x1b[2Jballast top (Ctrl-C leaves)\n{text}");
+        before = Some(stats);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn follow_log() -> Result<(), Error> {
+    use std::io::{BufRead, BufReader};
+    let stream = client::connect(crate::session::Attach::Log)?;
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn options(run: &Run) -> Options {
+    let clock = if run.icount { Clock::Instructions } else { Clock::Host };
+    Options { cores: run.cores, clock, ..Options::default() }
+}
+
+/// Boots a foreign root-task and copies everything it prints to stdout until it ends.
+fn run_root_task(run: &Run) -> Result<(), Error> {
+    use std::io::{Read, Write};
+    let path = run.root_task.as_deref().unwrap_or(Path::new(""));
+    let memory = crate::config::size_bytes(&run.memory).map(|bytes| bytes >> 20);
+    let memory = memory.filter(|mib| (16..=65536).contains(mib)).ok_or_else(|| {
+        Error::Input(format!("--memory {}: write a size such as 512M or 3G", run.memory))
+    })?;
+    let image = image::foreign(path, memory)?;
+    let folder = run_folder(&format!("root-task-{}", std::process::id()))?;
+    let mut machine = Machine::start(&image, &options(run), &folder)?;
+    let mut link = machine.take_link().ok_or_else(|| Error::Build("no console".to_owned()))?;
+    let printer = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = link.read(&mut buffer)
+            && length > 0
+        {
+            let _ = std::io::stdout().write_all(buffer.get(..length).unwrap_or_default());
+            let _ = std::io::stdout().flush();
+        }
+    });
+    let started = std::time::Instant::now();
+    let mut place = 0;
+    let status = loop {
+        let status = machine.ended();
+        let log = std::fs::read(machine.kernel_log()).unwrap_or_default();
+        let news = log.get(place..).unwrap_or_default();
+        // Whole lines, so that addresses can get their names.
+        let end = if status.is_some() {
+            news.len()
+        } else {
+            news.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1)
+        };
+        let text = String::from_utf8_lossy(news.get(..end).unwrap_or_default()).into_owned();
+        print!("{}", crate::symbols::annotate(&text));
+        let _ = std::io::stdout().flush();
+        place += end;
+        if status.is_some() {
+            break status;
+        }
+        if run.timeout.is_some_and(|limit| started.elapsed().as_secs() >= limit) {
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    drop(machine);
+    let _ = printer.join();
+    let _ = std::fs::remove_dir_all(&folder);
+    match status {
+        Some(status) if status == crate::machine::exit_status(crate::machine::EXIT_GOOD) => Ok(()),
+        Some(0) => Ok(()),
+        Some(status) => Err(Error::Crash(format!("the run ended with QEMU status {status}"))),
+        None => Err(Error::NoProgress("the root-task did not end in time".to_owned())),
+    }
+}
+
+fn run_system(run: &Run) -> Result<(), Error> {
+    let config = Config::load(&run.system)?;
+    let folder = run_folder(client::RUN)?;
+    if std::os::unix::net::UnixStream::connect(crate::session::control_socket(&folder)).is_ok() {
+        return Err(Error::Input("a system runs already: `./ballast quit` ends it".to_owned()));
+    }
+    let image = image::build(&config, if run.fresh { Disk::Fresh } else { Disk::Keep })?;
+    let machine = Machine::start(&image, &options(run), &folder)?;
+    let session = Session::start(machine, &folder)?;
+    let hello = session.wait("greeting from the root-task", Duration::from_secs(120), |heard| {
+        heard.hello.clone()
+    })?;
+    eprintln!(
+        "ballast: {} runs on {} cores with {} MiB; logs are in {}",
+        hello.system,
+        hello.cores,
+        hello.memory.bytes() >> 20,
+        folder.display()
+    );
+    if run.headless {
+        while session.wait_end(Duration::from_secs(3600)).is_none() {}
+    } else {
+        show_start(&session, &config)?;
+        prompt(&session)?;
+    }
+    ended(&session)
+}
+
+/// How the run ended, as the command's result.
+fn ended(session: &Session) -> Result<(), Error> {
+    match session.wait_end(Duration::from_secs(20)) {
+        Some(status) if status == crate::machine::exit_status(crate::machine::EXIT_GOOD) => Ok(()),
+        Some(status) => {
+            let words = session.last_words();
+            Err(Error::Crash(format!("the system ended with QEMU status {status}{words}")))
+        }
+        None => Err(Error::NoProgress("the system did not end".to_owned())),
+    }
+}
+
+/// Words that end a guest's start: a login prompt or a shell's.
+fn is_up(console: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(console);
+    let last = text.lines().last().unwrap_or_default().trim_end();
+    last.ends_with("login:") || last.ends_with('#')
+}
+
+/// Shows every VM's console, line by line, until all of them are up.
+fn show_start(session: &Session, config: &Config) -> Result<(), Error> {
+    let names: Vec<&str> = config.system.vms.iter().map(|vm| vm.name.as_str()).collect();
+    let started: Vec<u16> = (0u16..)
+        .zip(&config.system.vms)
+        .filter(|(_, vm)| vm.autostart)
+        .map(|(index, _)| index)
+        .collect();
+    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
+    let mut places = vec![0u64; names.len()];
+    let mut events = 0;
+    let done = session.wait("login prompt of every VM", Duration::from_secs(600), |heard| {
+        for line in heard.log.get(events..).unwrap_or_default() {
+            println!("{line}");
+        }
+        events = heard.log.len();
+        let mut all_up = true;
+        for &vm in &started {
+            let Some(console) = heard.consoles.get(&vm) else {
+                all_up = false;
+                continue;
+            };
+            let is_up = is_up(console.since(0));
+            all_up &= is_up;
+            let index = usize::from(vm);
+            let (Some(place), Some(name)) = (places.get_mut(index), names.get(index)) else {
+                continue;
+            };
+            let news = console.since(*place);
+            let end = if is_up {
+                news.len()
+            } else {
+                news.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1)
+            };
+            *place += end as u64;
+            let text = String::from_utf8_lossy(news.get(..end).unwrap_or_default()).into_owned();
+            for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                println!("{name:width$} | {}", line.trim_end());
+            }
+        }
+        all_up.then_some(())
+    });
+    match done {
+        Err(Error::NoProgress(text)) => {
+            println!("ballast: {text}");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+const HELP: &str = "\
+help                 this list
+top                  what VMs and servers do (once)
+console NAME         a VM's console; Ctrl-] leaves
+vm list|start|stop|pause|resume|rm NAME, vm create FILE, vm set NAME KEY=VALUE
+caps, stats, explain NAME, kill SERVER, log
+quit                 ends the system
+The same verbs work from another terminal as `./ballast VERB`.";
+
+/// Reads verbs until `quit` or the end of input.
+fn prompt(session: &Session) -> Result<(), Error> {
+    use std::io::Write;
+    println!("\nAll VMs are up. Type help for help.");
+    let mut shown = session.heard(|heard| heard.log.len());
+    loop {
+        print!("ballast> ");
+        let _ = std::io::stdout().flush();
+        let mut line = String::new();
+        let length = std::io::stdin().read_line(&mut line).unwrap_or(0);
+        if session.heard(|heard| heard.is_closed) {
+            return Ok(());
+        }
+        let line = line.trim();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [] if length > 0 => {}
+            [] | ["quit" | "exit"] => {
+                let _ = session.ask(Request::Quit { code: crate::machine::EXIT_GOOD });
+                return Ok(());
+            }
+            ["help" | "?"] => println!("{HELP}"),
+            ["log"] => {
+                let lines =
+                    session.heard(|heard| heard.log.get(shown..).unwrap_or_default().to_vec());
+                shown += lines.len();
+                lines.iter().for_each(|line| println!("{line}"));
+            }
+            ["top"] => report_error(dispatch_words(&["top", "--once"])),
+            ["top", view] => report_error(dispatch_words(&["top", view, "--once"])),
+            ["run" | "test" | "image", ..] => println!("not from here: use another terminal"),
+            words => report_error(dispatch_words(words)),
+        }
+    }
+}
+
+fn report_error(result: Result<(), Error>) {
+    if let Err(error) = result {
+        println!("{error}");
+    }
+}
+
+/// A line of the prompt is a command line without the program's name.
+fn dispatch_words(words: &[&str]) -> Result<(), Error> {
+    match Cli::try_parse_from(std::iter::once(&"ballast").chain(words)) {
+        Ok(cli) => dispatch(cli.verb),
+        Err(error) => Err(Error::Input(error.to_string())),
+    }
+}
+
+/// The id and state of every VM, for tests and the prompt.
+///
+/// # Errors
+///
+/// What the target answers.
+pub fn states(asked: &impl Ask) -> Result<Vec<(VmId, String, VmState)>, Error> {
+    let vm = |line| match line {
+        Line::Vm { vm, name, state } => Some((vm, name, state)),
+        _ => None,
+    };
+    Ok(asked.ask(Request::VmList)?.into_iter().filter_map(vm).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, is_up, setting};
+    use clap::CommandFactory;
+    use protocol::link::Setting;
+    use protocol::units::Pages;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_are_read() {
+        let read = |text: &str| setting(text).ok();
+        assert_eq!(read("balloon=64M"), Some(Setting::Balloon(Some(Pages(16384)))));
+        assert_eq!(read("balloon=auto"), Some(Setting::Balloon(None)));
+        assert_eq!(read("memory.shares=5"), Some(Setting::MemoryShares(5)));
+        for wrong in ["balloon", "balloon=x", "memory.size=1M", "memory.limit=1000"] {
+            assert!(setting(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_means_up() {
+        assert!(is_up(b"Debian GNU/Linux 12 web1 ttyS0\r\n\r\nweb1 login: "));
+        assert!(is_up(b"/ # "));
+        assert!(!is_up(b"[    0.1] something: login: not yet\r\n[ 0.2] more"));
+        assert!(!is_up(b""));
+    }
+}

@@ -1,0 +1,562 @@
+//! Reads a system description and checks all of it before anything is started.
+//!
+//! Every error names file, line and column, shows the line with a caret under the value, and says
+//! how to cure it. Defaults are written here and listed in `docs/system.md`.
+
+use crate::error::Error;
+use protocol::system::{self, IoControl, IoPolicy, Name, Sharing, System, SystemError, VmRule};
+use protocol::units::{PAGE_SIZE, Pages};
+use serde::Deserialize;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+
+mod raw;
+
+use raw::{Io, Size, VmTable};
+
+/// RAM of the machine when the file does not say.
+const MACHINE_MEMORY: &str = "768M";
+/// Size of a virtual disk when the file does not say.
+const DISK_SIZE: &str = "512M";
+/// Command line of a VM that boots from a disk.
+const CMDLINE_DISK: &str = "console=ttyS0 root=/dev/vda rw quiet";
+/// Command line of a VM without a disk.
+const CMDLINE_NO_DISK: &str = "console=ttyS0 quiet";
+
+/// Where a guest artefact comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Debian's cloud kernel or the initramfs made for it.
+    Debian,
+    /// A program of `images/guests`, by its name.
+    Program(String),
+    /// A file of the user.
+    File(PathBuf),
+}
+
+/// A guest artefact to put into the boot archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artefact {
+    /// Its name in the archive.
+    pub name: String,
+    /// It is a kernel, not a module.
+    pub is_kernel: bool,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// What a virtual disk holds when it is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskImage {
+    /// The Debian 12 root file system.
+    Debian,
+    /// Zeros.
+    Empty,
+    /// A raw image of the user.
+    File(PathBuf),
+}
+
+/// A partition of the machine's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// GPT label.
+    pub label: String,
+    /// Bytes.
+    pub size: u64,
+    /// Contents.
+    pub image: DiskImage,
+    /// Host name written into a Debian image.
+    pub hostname: String,
+}
+
+/// A checked description with everything needed to build and boot it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What travels to the target.
+    pub system: System,
+    /// What the boot archive holds beside it.
+    pub artefacts: Vec<Artefact>,
+    /// The machine's disk.
+    pub disks: Vec<DiskPlan>,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] with file, line, caret and cure.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|cause| {
+            Error::Input(format!(
+                "{}: {cause}\n  cure: give the path of a system description, for example \
+                 images/systems/two-linux.toml",
+                path.display()
+            ))
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks `text`, which was read from `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] with file, line, caret and cure.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let reader = Reader { text, path };
+        let table: raw::File = toml::from_str(text).map_err(|error| {
+            let message = error.message().replace('\n', " ");
+            reader.error(error.span().unwrap_or(0..0), &message, "see docs/system.md for the keys")
+        })?;
+        reader.config(table)
+    }
+}
+
+/// The file being read: turns a problem into an error that points at it.
+struct Reader<'a> {
+    text: &'a str,
+    path: &'a Path,
+}
+
+impl Reader<'_> {
+    fn error(&self, span: Range<usize>, what: &str, cure: &str) -> Error {
+        let start = span.start.min(self.text.len());
+        let before = self.text.get(..start).unwrap_or_default();
+        let line_number = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|&c| c != '\n').count();
+        let line = self.text.lines().nth(line_number - 1).unwrap_or_default();
+        let width = self
+            .text
+            .get(span.clone())
+            .map_or(1, |value| value.lines().next().unwrap_or_default().chars().count().max(1));
+        let gutter = " ".repeat(line_number.to_string().len());
+        Error::Input(format!(
+            "{path}:{line_number}:{}: {what}\n {gutter} |\n {line_number} | {line}\n {gutter} | \
+             {}{}\n {gutter} = cure: {cure}",
+            column + 1,
+            " ".repeat(column),
+            "^".repeat(width),
+            path = self.path.display(),
+        ))
+    }
+
+    fn pages(&self, value: &Spanned<Size>) -> Result<Pages, Error> {
+        let bytes = value.get_ref().bytes().ok_or_else(|| {
+            self.error(
+                value.span(),
+                "this is no size",
+                "write a whole number with a unit, such as \"64M\" or \"1G\"",
+            )
+        })?;
+        if !bytes.is_multiple_of(PAGE_SIZE) {
+            let cure = "use a multiple of 4K";
+            return Err(self.error(value.span(), "memory comes in pages of 4 KiB", cure));
+        }
+        Ok(Pages(bytes / PAGE_SIZE))
+    }
+
+    fn pages_or(&self, value: Option<&Spanned<Size>>, default: Pages) -> Result<Pages, Error> {
+        value.map_or(Ok(default), |value| self.pages(value))
+    }
+
+    fn name(&self, value: &Spanned<String>, what: &str) -> Result<Name, Error> {
+        let name = value.get_ref().as_str();
+        let cure = format!("use at most {} letters, digits, '-', '_' or '.'", system::NAME_MAX);
+        match Name::try_from(name) {
+            Ok(short) if system::is_valid_name(name) => Ok(short),
+            _ => Err(self.error(value.span(), &format!("this cannot name a {what}"), &cure)),
+        }
+    }
+
+    fn config(&self, table: raw::File) -> Result<Config, Error> {
+        let host = table.host;
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = match &host.name {
+            Some(name) => self.name(name, "system")?,
+            None => Name::try_from(stem.as_str()).unwrap_or_default(),
+        };
+        let default = size_bytes(MACHINE_MEMORY).map_or(Pages(0), Pages::holding);
+        let machine_memory = self.pages_or(host.memory.as_ref(), default)?;
+        let kernel_memory =
+            self.pages_or(host.kernel_memory.as_ref(), system::KERNEL_MEMORY_DEFAULT)?;
+        let mut groups = heapless::Vec::new();
+        let mut group_names = Vec::new();
+        for (key, group) in &table.group {
+            let group = system::Group {
+                name: self.name(key, "group")?,
+                memory_reservation: self.pages_or(group.memory.reservation.as_ref(), Pages(0))?,
+                memory_shares: raw::shares(group.memory.shares.as_ref()),
+                io: self.io(group.io.as_ref())?,
+                sharing: group.sharing.into(),
+            };
+            group_names.push(key.get_ref().clone());
+            groups.push(group).map_err(|_| {
+                let cure = format!("use at most {} groups", system::GROUPS_MAX);
+                self.error(key.span(), "one group too many", &cure)
+            })?;
+        }
+        let mut build = Build { artefacts: Vec::new(), disks: Vec::new() };
+        let mut vms = heapless::Vec::new();
+        for vm in &table.vm {
+            let described = self.vm(vm, &group_names, &mut build)?;
+            vms.push(described).map_err(|_| {
+                let cure = format!("use at most {} VMs", protocol::units::MAX_VMS);
+                self.error(vm.name.span(), "one VM too many", &cure)
+            })?;
+        }
+        let swap = match &host.swap {
+            Some(size) => {
+                build.disks.push(DiskPlan {
+                    label: "swap".to_owned(),
+                    size: self.pages(size)?.bytes(),
+                    image: DiskImage::Empty,
+                    hostname: String::new(),
+                });
+                Name::try_from("swap").ok()
+            }
+            None => None,
+        };
+        let system = System {
+            name,
+            machine_memory,
+            kernel_memory,
+            io_policy: host.io_policy.into(),
+            memory_policy: system::MemoryPolicy {
+                scan_pages_per_second: host.scan_pages_per_second,
+                harvest: host.harvest,
+                swap,
+            },
+            groups,
+            vms,
+        };
+        system.check().map_err(|error| self.system_error(&error, &table.vm, &host))?;
+        Ok(Config { system, artefacts: build.artefacts, disks: build.disks })
+    }
+
+    fn vm(&self, vm: &VmTable, groups: &[String], build: &mut Build) -> Result<system::Vm, Error> {
+        let name = self.name(&vm.name, "VM")?;
+        let size = self.pages(&vm.memory.size)?;
+        let group = match &vm.group {
+            None => None,
+            Some(group) => {
+                let index = groups.iter().position(|known| known == group.get_ref());
+                let index = index.and_then(|index| u8::try_from(index).ok());
+                let cure = format!("add a table [group.{}]", group.get_ref());
+                Some(index.ok_or_else(|| self.error(group.span(), "no such group", &cure))?)
+            }
+        };
+        let memory = system::Memory {
+            size,
+            reservation: self.pages_or(vm.memory.reservation.as_ref(), Pages(0))?,
+            shares: raw::shares(vm.memory.shares.as_ref()),
+            limit: self.pages_or(vm.memory.limit.as_ref(), size)?,
+            tax: vm.memory.tax.as_ref().map_or(system::TAX_DEFAULT, |tax| *tax.get_ref()),
+            sharing: vm.memory.sharing.into(),
+        };
+        let kernel = self.artefact(vm.kernel.get_ref(), vm.kernel.span(), true, build)?;
+        let mut modules = heapless::Vec::new();
+        let span = vm.initrd.as_ref().map_or(0..0, Spanned::span);
+        for module in vm.initrd.iter().flat_map(|list| list.get_ref().iter()) {
+            let module = self.artefact(module, span.clone(), false, build)?;
+            modules.push(module).map_err(|_| {
+                let cure = format!("use at most {} modules", system::MODULES_MAX);
+                self.error(vm.name.span(), "one module too many", &cure)
+            })?;
+        }
+        let mut disks = heapless::Vec::new();
+        for (index, disk) in vm.disk.iter().enumerate() {
+            let disk = self.disk(disk, index, vm, build)?;
+            disks.push(disk).map_err(|_| {
+                let cure = format!("use at most {} disks", system::DISKS_MAX);
+                self.error(vm.name.span(), "one disk too many", &cure)
+            })?;
+        }
+        let default = if disks.is_empty() { CMDLINE_NO_DISK } else { CMDLINE_DISK };
+        let cmdline = vm.cmdline.as_ref().map_or(default, |text| text.get_ref().as_str());
+        let cmdline = heapless::String::try_from(cmdline).map_err(|_| {
+            let span = vm.cmdline.as_ref().map_or(vm.name.span(), Spanned::span);
+            let cure = format!("use at most {} bytes", system::CMDLINE_MAX);
+            self.error(span, "this command line is too long", &cure)
+        })?;
+        Ok(system::Vm {
+            name,
+            group,
+            vcpus: vm.vcpus.as_ref().map_or(1, |vcpus| *vcpus.get_ref()),
+            memory,
+            kernel,
+            modules,
+            cmdline,
+            disks,
+            balloon: vm.balloon.into(),
+            autostart: vm.autostart,
+        })
+    }
+
+    fn artefact(
+        &self,
+        text: &str,
+        span: Range<usize>,
+        is_kernel: bool,
+        build: &mut Build,
+    ) -> Result<Name, Error> {
+        let source = if text == "debian" {
+            Source::Debian
+        } else if text.contains(['/', '.']) {
+            Source::File(self.existing(text, span.clone(), "kernel or module")?)
+        } else {
+            Source::Program(text.to_owned())
+        };
+        if let Source::Program(program) = &source {
+            let programs = Path::new(crate::PROGRAMS);
+            if !programs.join(program).exists() {
+                let cure = "write \"debian\", the name of a program in images/guests, or a path \
+                            with a '/'";
+                return Err(self.error(span, "no such kernel or module", cure));
+            }
+        }
+        let same = |known: &&Artefact| known.source == source && known.is_kernel == is_kernel;
+        if let Some(known) = build.artefacts.iter().find(same) {
+            return Ok(Name::try_from(known.name.as_str()).unwrap_or_default());
+        }
+        let stem = Path::new(text).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut name: String = stem.chars().take(system::NAME_MAX - 4).collect();
+        let taken = |name: &str| build.artefacts.iter().any(|known| known.name == name);
+        if taken(&name) && !matches!(source, Source::Debian) {
+            name = format!("{name}.{}", build.artefacts.len());
+        }
+        build.artefacts.push(Artefact { name: name.clone(), is_kernel, source });
+        Name::try_from(name.as_str())
+            .map_err(|_| self.error(span, "this name is too long", "rename the file"))
+    }
+
+    fn existing(&self, text: &str, span: Range<usize>, what: &str) -> Result<PathBuf, Error> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let path = folder.join(text);
+        if path.is_file() {
+            return Ok(path);
+        }
+        let cure = format!("put a {what} there, or correct the path (it is relative to this file)");
+        Err(self.error(span, &format!("no file {}", path.display()), &cure))
+    }
+
+    fn disk(
+        &self,
+        disk: &raw::DiskTable,
+        index: usize,
+        vm: &VmTable,
+        build: &mut Build,
+    ) -> Result<system::Disk, Error> {
+        let vm_name = vm.name.get_ref();
+        let label = match &disk.partition {
+            Some(label) => self.name(label, "partition")?,
+            None => {
+                let label = if index == 0 { vm_name.clone() } else { format!("{vm_name}-{index}") };
+                self.name(&Spanned::new(vm.name.span(), label), "partition")?
+            }
+        };
+        let image = match disk.image.as_ref().map_or("debian", |image| image.get_ref().as_str()) {
+            "debian" => DiskImage::Debian,
+            "empty" => DiskImage::Empty,
+            _ => match &disk.image {
+                Some(image) => {
+                    let path = self.existing(image.get_ref(), image.span(), "raw disk image")?;
+                    DiskImage::File(path)
+                }
+                None => DiskImage::Empty,
+            },
+        };
+        let default = size_bytes(DISK_SIZE).map_or(Pages(0), Pages::holding);
+        let size = self.pages_or(disk.size.as_ref(), default)?.bytes();
+        let minimum = builder::guest::ROOT_MIB << 20;
+        if image == DiskImage::Debian && size < minimum {
+            let span = disk.size.as_ref().map_or(vm.name.span(), Spanned::span);
+            let cure = format!("use at least \"{}M\"", builder::guest::ROOT_MIB);
+            return Err(self.error(span, "Debian's root file system does not fit", &cure));
+        }
+        if !build.disks.iter().any(|plan| plan.label == label.as_str()) {
+            let hostname = vm_name.clone();
+            build.disks.push(DiskPlan { label: label.to_string(), size, image, hostname });
+        }
+        Ok(system::Disk {
+            partition: label,
+            read_only: disk.readonly,
+            io: self.io(disk.io.as_ref())?,
+        })
+    }
+
+    fn io(&self, io: Option<&Spanned<Io>>) -> Result<IoControl, Error> {
+        let Some(io) = io.map(Spanned::get_ref) else { return Ok(IoControl::default()) };
+        let limit_bytes = match &io.limit_bytes {
+            None => None,
+            Some(size) => {
+                let cure = "write a whole number with a unit, such as \"20M\"";
+                let bytes = size.get_ref().bytes();
+                Some(bytes.ok_or_else(|| self.error(size.span(), "this is no size", cure))?)
+            }
+        };
+        Ok(IoControl {
+            reservation: io.reservation,
+            shares: raw::shares(io.shares.as_ref()),
+            limit: io.limit,
+            limit_bytes,
+        })
+    }
+
+    fn system_error(&self, error: &SystemError, vms: &[VmTable], host: &raw::Host) -> Error {
+        let span_of = |vm: u16| vms.get(usize::from(vm)).map_or(0..0, |vm| vm.name.span());
+        let mib = |pages: Pages| pages.bytes().div_ceil(1 << 20);
+        match error {
+            SystemError::Vm { vm, rule } => match vms.get(usize::from(*vm)) {
+                Some(table) => self.rule_error(table, *rule),
+                None => self.error(0..0, "a VM breaks a rule", "see docs/system.md"),
+            },
+            SystemError::SameName { second, of_groups: false, .. } => {
+                self.error(span_of(*second), "a VM of this name is above", "choose another name")
+            }
+            SystemError::SameName { .. } => {
+                self.error(0..0, "two groups have the same name", "choose another name")
+            }
+            SystemError::KernelMemory => {
+                let span = host.kernel_memory.as_ref().or(host.memory.as_ref());
+                let cure = "raise host.memory or lower host.kernel_memory";
+                let what = "the hypervisor's own memory is all the machine has";
+                self.error(span.map_or(0..0, Spanned::span), what, cure)
+            }
+            SystemError::Reservations { asked, available } => {
+                let heaviest = vms.iter().max_by_key(|vm| {
+                    vm.memory.reservation.as_ref().and_then(|size| size.get_ref().bytes())
+                });
+                let span = heaviest.map_or(0..0, |vm| {
+                    vm.memory.reservation.as_ref().map_or(vm.name.span(), Spanned::span)
+                });
+                let what = format!(
+                    "the VMs' reservations and overheads sum to {} MiB, but the machine has {} MiB \
+                     for VMs",
+                    mib(*asked),
+                    mib(*available)
+                );
+                let cure = "lower a memory.reservation or raise host.memory";
+                self.error(span, &what, cure)
+            }
+            SystemError::SharedPartition { second, .. } => self.error(
+                span_of(*second),
+                "this VM shares a partition with a VM that writes to it",
+                "give each VM its own partition, or make all of them readonly",
+            ),
+            SystemError::Malformed => self.error(0..0, "this cannot be encoded", "report a bug"),
+        }
+    }
+
+    fn rule_error(&self, vm: &VmTable, rule: VmRule) -> Error {
+        let memory = &vm.memory;
+        let or_name = |span: Option<Range<usize>>| span.unwrap_or_else(|| vm.name.span());
+        let io_span = || vm.disk.iter().find_map(|disk| disk.io.as_ref().map(Spanned::span));
+        let (span, what, cure) = match rule {
+            VmRule::Name => {
+                (vm.name.span(), "this cannot name a VM", "use letters, digits and '-'")
+            }
+            VmRule::Vcpus => (
+                or_name(vm.vcpus.as_ref().map(Spanned::span)),
+                "a VM has exactly one virtual processor in this version",
+                "write vcpus = 1",
+            ),
+            VmRule::Size => (
+                memory.size.span(),
+                "a guest's memory is between 1 MiB and 3 GiB",
+                "choose a size in between",
+            ),
+            VmRule::Reservation => (
+                or_name(memory.reservation.as_ref().map(Spanned::span)),
+                "the reservation is above the limit",
+                "lower memory.reservation or raise memory.limit",
+            ),
+            VmRule::Limit => (
+                or_name(memory.limit.as_ref().map(Spanned::span)),
+                "the limit is above the guest's memory",
+                "lower memory.limit or raise memory.size",
+            ),
+            VmRule::Shares => (
+                or_name(memory.shares.as_ref().map(Spanned::span)),
+                "shares are between 1 and 1000000",
+                "write \"low\", \"normal\", \"high\" or a number in between",
+            ),
+            VmRule::Tax => (
+                or_name(memory.tax.as_ref().map(Spanned::span)),
+                "the idle-memory tax is below 1000 permille",
+                "write a number from 0 to 999",
+            ),
+            VmRule::Group => (
+                or_name(vm.group.as_ref().map(Spanned::span)),
+                "no such group",
+                "add a table for the group",
+            ),
+            VmRule::IoReservation => (
+                or_name(io_span()),
+                "the reservation is above the limit",
+                "lower io.reservation or raise io.limit",
+            ),
+        };
+        self.error(span, what, cure)
+    }
+}
+
+/// Bytes of a size such as `64M`; `None` if `text` is no size.
+pub fn size_bytes(text: &str) -> Option<u64> {
+    Size::Text(text.to_owned()).bytes()
+}
+
+/// What a description needs to be built.
+struct Build {
+    artefacts: Vec<Artefact>,
+    disks: Vec<DiskPlan>,
+}
+
+impl From<raw::SharingWord> for Sharing {
+    fn from(word: raw::SharingWord) -> Self {
+        match word {
+            raw::SharingWord::Group => Self::Group,
+            raw::SharingWord::Vm => Self::Vm,
+            raw::SharingWord::None => Self::None,
+        }
+    }
+}
+
+impl From<raw::PolicyWord> for IoPolicy {
+    fn from(word: raw::PolicyWord) -> Self {
+        match word {
+            raw::PolicyWord::Mclock => Self::Mclock,
+            raw::PolicyWord::Sfq => Self::Sfq,
+            raw::PolicyWord::RoundRobin => Self::RoundRobin,
+        }
+    }
+}
+
+/// Reads one VM table, as `vm create FILE` gets it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OneVm {
+    vm: VmTable,
+}
+
+/// Reads a file that describes one VM (a table `[vm]`) to be added to a running system.
+///
+/// # Errors
+///
+/// [`Error::Input`] with file, line, caret and cure.
+pub fn load_vm(path: &Path) -> Result<system::Vm, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|cause| Error::Input(format!("{}: {cause}", path.display())))?;
+    let reader = Reader { text: &text, path };
+    let table: OneVm = toml::from_str(&text).map_err(|error| {
+        let message = error.message().replace('\n', " ");
+        reader.error(error.span().unwrap_or(0..0), &message, "a file for `vm create` has one [vm]")
+    })?;
+    let mut build = Build { artefacts: Vec::new(), disks: Vec::new() };
+    let vm = reader.vm(&table.vm, &[], &mut build)?;
+    vm.check(0).map_err(|rule| reader.rule_error(&table.vm, rule))?;
+    Ok(vm)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! Every kind of mistake, and the place the error points at.
+
+use super::Config;
+use crate::error::Error;
+use std::path::Path;
+
+const GOOD: &str = r#"
+[host]
+memory = "512M"
+
+[[vm]]
+name = "web1"
+memory = { size = "128M", reservation = "64M", shares = "high" }
+kernel = "debian"
+initrd = "debian"
+disk = [{ image = "debian", io = { reservation = 10, limit = 100 } }]
+"#;
+
+fn complaint(text: &str) -> String {
+    match Config::parse(text, Path::new("systems/test.toml")) {
+        Err(Error::Input(text)) => text,
+        Err(other) => panic!("not an input error: {other}"),
+        Ok(_) => panic!("accepted"),
+    }
+}
+
+/// `GOOD` with one text replaced.
+fn spoilt(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from}");
+    complaint(&GOOD.replace(from, to))
+}
+
+#[test]
+fn a_good_file_is_read() {
+    let config = Config::parse(GOOD, Path::new("systems/test.toml")).unwrap();
+    let vm = &config.system.vms[0];
+    assert_eq!(config.system.name.as_str(), "test");
+    assert_eq!(vm.memory.size.bytes(), 128 << 20);
+    assert_eq!(vm.memory.limit, vm.memory.size);
+    assert_eq!(vm.memory.shares, 2000);
+    assert_eq!(vm.disks[0].partition.as_str(), "web1");
+    assert_eq!(vm.disks[0].io.limit, Some(100));
+    assert!(vm.cmdline.contains("root=/dev/vda"));
+    assert_eq!(config.disks[0].label, "web1");
+    assert_eq!(config.artefacts.len(), 2);
+}
+
+#[test]
+fn an_unknown_key_is_shown_with_a_caret() {
+    let text = spoilt("reservation = \"64M\"", "reservatoin = \"64M\"");
+    assert!(text.starts_with("systems/test.toml:7:"), "{text}");
+    assert!(text.contains("reservatoin") && text.contains("^^^"), "{text}");
+    assert!(text.contains("cure:"), "{text}");
+}
+
+#[test]
+fn an_impossible_sum_names_the_numbers() {
+    let text = spoilt("\"512M\"", "\"80M\"");
+    assert!(text.contains("MiB for VMs") && text.contains(":7:"), "{text}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let text = spoilt("kernel = \"debian\"", "kernel = \"./no/such\"");
+    assert!(text.contains("no file systems/./no/such") && text.contains(":8:"), "{text}");
+}
+
+#[test]
+fn each_rule_has_its_place() {
+    for (from, to, line, words) in [
+        ("size = \"128M\"", "size = \"128Q\"", 7, "no size"),
+        ("size = \"128M\"", "size = 1000", 7, "pages of 4 KiB"),
+        ("reservation = \"64M\"", "reservation = \"256M\"", 7, "above the limit"),
+        ("shares = \"high\"", "shares = 0", 7, "shares are between"),
+        ("shares = \"high\"", "limit = \"256M\"", 7, "above the guest's memory"),
+        ("kernel = \"debian\"", "kernel = \"debian\"\nvcpus = 2", 9, "exactly one"),
+        ("kernel = \"debian\"", "kernel = \"nothing\"", 8, "no such kernel"),
+        ("kernel = \"debian\"", "kernel = \"debian\"\ngroup = \"g\"", 9, "no such group"),
+        ("limit = 100", "limit = 5", 10, "above the limit"),
+        ("image = \"debian\",", "size = \"1M\",", 10, "does not fit"),
+        ("name = \"web1\"", "name = \"web 1\"", 6, "cannot name a VM"),
+    ] {
+        let text = spoilt(from, to);
+        assert!(text.contains(words), "{to}: {text}");
+        assert!(text.contains(&format!("test.toml:{line}:")), "{to}: {text}");
+    }
+}
+
+#[test]
+fn two_vms_of_one_name_are_refused() {
+    let text = complaint(&format!("{GOOD}\n{}", &GOOD[GOOD.find("[[vm]]").unwrap()..]));
+    assert!(text.contains("a VM of this name"), "{text}");
+}
+
+#[test]
+fn what_is_no_toml_is_refused() {
+    let text = complaint("[host\n");
+    assert!(text.contains("test.toml:1:"), "{text}");
+}

@@ -1,0 +1,166 @@
+//! Makes what a configuration needs: guest artefacts, boot module, disk, ISO.
+
+use crate::config::{Config, DiskImage, Source};
+use crate::{Error, PROGRAMS, WORKSPACE};
+use builder::cache::Cache;
+use builder::disk::{Content, Partition};
+use builder::{boot_module, disk, elf, guest, iso};
+use protocol::archive::Kind;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Everything QEMU needs to boot a system.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The kernel, loadable by PVH and Multiboot2.
+    pub kernel: PathBuf,
+    /// Boot module 0.
+    pub module: PathBuf,
+    /// The machine's disk, if any VM has one.
+    pub disk: Option<PathBuf>,
+    /// RAM of the machine in MiB.
+    pub memory_mib: u64,
+}
+
+/// Whether a disk that exists is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// What the guests wrote stays.
+    Keep,
+    /// Made anew.
+    Fresh,
+}
+
+/// Says on stderr which long step runs.
+pub fn progress(step: &str) {
+    eprintln!("ballast: {step} ...");
+}
+
+/// Folder of everything this checkout makes beside the compiler's output.
+pub fn state_folder() -> PathBuf {
+    Path::new(WORKSPACE).join(".ballast")
+}
+
+/// A program built for the target.
+///
+/// # Errors
+///
+/// [`Error::Build`] if it was not built.
+pub fn program(name: &str) -> Result<PathBuf, Error> {
+    let path = Path::new(PROGRAMS).join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let text =
+        format!("{} was not built: run ./ballast again, or cargo clean first", path.display());
+    Err(Error::Build(text))
+}
+
+/// The kernel without symbols: what is loaded.
+fn kernel(folder: &Path) -> Result<PathBuf, Error> {
+    let source = program("kernel")?;
+    let file = std::fs::read(&source).map_err(Error::file(&source))?;
+    let _ = elf::pack(&file, None)
+        .map_err(|why| Error::Build(format!("{} {}", source.display(), why.message())))?;
+    let target = folder.join("kernel.elf");
+    std::fs::write(&target, file).map_err(Error::file(&target))?;
+    Ok(target)
+}
+
+/// Builds all of `config`; a second call takes a moment.
+///
+/// # Errors
+///
+/// [`Error::Build`] with the step that failed.
+pub fn build(config: &Config, disk: Disk) -> Result<Image, Error> {
+    let started = Instant::now();
+    let state = state_folder();
+    let guests = Cache::open(&state.join("guest"))?;
+    let mut artefacts = Vec::new();
+    for artefact in &config.artefacts {
+        let kind = if artefact.is_kernel { Kind::GuestKernel } else { Kind::GuestModule };
+        let path = match &artefact.source {
+            Source::Debian if artefact.is_kernel => guest::kernel(&guests, &progress)?,
+            Source::Debian => guest::initramfs(&guests, &progress)?,
+            Source::Program(name) => program(name)?,
+            Source::File(path) => path.clone(),
+        };
+        artefacts.push((kind, artefact.name.clone(), path));
+    }
+    let folder = state.join("systems").join(config.system.name.as_str());
+    std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+    let system = postcard::to_stdvec(&config.system)
+        .map_err(|error| Error::Build(format!("the description cannot be encoded: {error}")))?;
+    let module = folder.join("root-task.elf");
+    boot_module::build(Path::new(PROGRAMS), &system, artefacts, &module)?;
+    let kernel = kernel(&folder)?;
+    let disk = make_disk(config, &guests, &folder, disk)?;
+    let elapsed = started.elapsed();
+    if elapsed.as_secs() >= 3 {
+        eprintln!("ballast: image ready after {:.1} s", elapsed.as_secs_f64());
+    }
+    let memory_mib = config.system.machine_memory.bytes() >> 20;
+    Ok(Image { kernel, module, disk, memory_mib })
+}
+
+fn make_disk(
+    config: &Config,
+    guests: &Cache,
+    folder: &Path,
+    wanted: Disk,
+) -> Result<Option<PathBuf>, Error> {
+    if config.disks.is_empty() {
+        return Ok(None);
+    }
+    let mut partitions = Vec::new();
+    for plan in &config.disks {
+        let content = match &plan.image {
+            DiskImage::Empty => Content::Empty,
+            DiskImage::File(path) => Content::Raw(path.clone()),
+            DiskImage::Debian => Content::Root {
+                image: guest::root(guests, &progress)?,
+                hostname: plan.hostname.clone(),
+            },
+        };
+        partitions.push(Partition { label: plan.label.clone(), size: plan.size, content });
+    }
+    let cache = Cache::open(folder)?;
+    let root = guests.path("root.ext4.stamp");
+    let root = std::fs::read_to_string(root).unwrap_or_default();
+    let mut inputs = format!("{partitions:?} {root}");
+    if wanted == Disk::Fresh {
+        let stamp = cache.path("disk.img.stamp");
+        let _ = std::fs::remove_file(stamp);
+        inputs.push(' ');
+    }
+    let inputs = inputs.trim_end().to_owned();
+    let path = cache.get("disk.img", &inputs, |path| {
+        progress("making the disk image");
+        disk::build(&partitions, path)
+    })?;
+    Ok(Some(path))
+}
+
+/// Prepares any root-task ELF to be booted alone.
+///
+/// # Errors
+///
+/// [`Error::Input`] if `root_task` is no ELF.
+pub fn foreign(root_task: &Path, memory_mib: u64) -> Result<Image, Error> {
+    let input = |why: &str| Error::Input(format!("{}: {why}", root_task.display()));
+    let file = std::fs::read(root_task).map_err(|cause| input(&cause.to_string()))?;
+    elf::pack(&file, None).map_err(|why| input(why.message()))?;
+    let folder = state_folder().join("systems").join("root-task");
+    std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+    Ok(Image { kernel: kernel(&folder)?, module: root_task.to_path_buf(), disk: None, memory_mib })
+}
+
+/// Writes a bootable ISO of `image` to `output`.
+///
+/// # Errors
+///
+/// [`Error::Build`] with GRUB's words.
+pub fn write_iso(image: &Image, output: &Path) -> Result<(), Error> {
+    progress("writing the ISO with grub-mkrescue");
+    Ok(iso::build(&image.kernel, &image.module, "", output)?)
+}

@@ -1,0 +1,221 @@
+//! QEMU: the machine a system boots on.
+
+use crate::Error;
+use crate::image::Image;
+use std::fs::File;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Exit status of QEMU when the target wrote `value` to the exit device.
+pub const fn exit_status(value: u8) -> i32 {
+    ((value as i32) << 1) | 1
+}
+
+/// Value a target writes to end a run well.
+pub const EXIT_GOOD: u8 = 0x10;
+
+/// How time passes on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// As on the host.
+    #[default]
+    Host,
+    /// One instruction is one nanosecond: every run is the same.
+    Instructions,
+}
+
+/// How the image is booted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Boot {
+    /// The kernel's PVH entry.
+    #[default]
+    Pvh,
+    /// An ISO under SeaBIOS (the image's module is the ISO).
+    IsoBios,
+    /// An ISO under OVMF.
+    IsoUefi,
+}
+
+/// Whether writes to the disk outlive the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writes {
+    /// They stay in the image.
+    #[default]
+    Keep,
+    /// They are thrown away.
+    Discard,
+}
+
+/// What to run and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Processor cores.
+    pub cores: u32,
+    /// Time.
+    pub clock: Clock,
+    /// Boot path.
+    pub boot: Boot,
+    /// Fate of writes.
+    pub writes: Writes,
+    /// Requests per second QEMU lets the disk do, if throttled.
+    pub disk_iops: Option<u32>,
+    /// Kernel arguments.
+    pub arguments: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cores: 2,
+            clock: Clock::Host,
+            boot: Boot::Pvh,
+            writes: Writes::Keep,
+            disk_iops: None,
+            arguments: String::new(),
+        }
+    }
+}
+
+/// A running QEMU. Dropping it ends it.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    folder: PathBuf,
+    link: Option<UnixStream>,
+}
+
+/// Whether the host offers nested SVM through KVM.
+pub fn has_nested_svm() -> bool {
+    let nested = std::fs::read_to_string("/sys/module/kvm_amd/parameters/nested");
+    let is_nested = nested.is_ok_and(|text| matches!(text.trim(), "1" | "Y"));
+    is_nested && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+impl Machine {
+    /// Starts QEMU with its logs in `folder` and waits until the management link is connected.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Build`] if QEMU does not start.
+    pub fn start(image: &Image, options: &Options, folder: &Path) -> Result<Self, Error> {
+        std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        let socket = folder.join("link.sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).map_err(Error::file(&socket))?;
+        listener.set_nonblocking(true).map_err(Error::file(&socket))?;
+        let messages = folder.join("qemu.log");
+        let log = File::create(&messages).map_err(Error::file(&messages))?;
+        let mut command = Self::command(image, options, folder, &socket);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().map_err(|cause| {
+            let text = format!("qemu-system-x86_64: {cause} (apt-get install qemu-system-x86)");
+            Error::Build(text)
+        })?;
+        let mut machine = Self { child, folder: folder.to_path_buf(), link: None };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while machine.link.is_none() {
+            if let Ok((stream, _)) = listener.accept() {
+                stream.set_nonblocking(false).map_err(Error::file(&socket))?;
+                machine.link = Some(stream);
+            } else if machine.ended().is_some() || Instant::now() > deadline {
+                let said = std::fs::read_to_string(&messages).unwrap_or_default();
+                return Err(Error::Build(format!("QEMU did not start:\n{}", said.trim())));
+            } else {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(machine)
+    }
+
+    fn command(image: &Image, options: &Options, folder: &Path, socket: &Path) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        let mut add = |arguments: &[&str]| {
+            command.args(arguments);
+        };
+        let instructions = options.clock == Clock::Instructions;
+        if has_nested_svm() && !instructions {
+            add(&["-machine", "q35,accel=kvm", "-cpu", "host"]);
+        } else {
+            add(&["-machine", "q35,accel=tcg", "-cpu", "EPYC,+svm,+npt"]);
+        }
+        add(&["-smp", &options.cores.to_string(), "-m", &image.memory_mib.to_string()]);
+        add(&["-display", "none", "-nodefaults", "-no-reboot", "-seed", "7"]);
+        if instructions {
+            add(&["-icount", "shift=0,sleep=off"]);
+        }
+        let com1 = format!("file,id=com1,path={}", folder.join("kernel.log").display());
+        add(&["-chardev", &com1, "-serial", "chardev:com1"]);
+        let com2 = format!("socket,id=com2,path={}", socket.display());
+        add(&["-chardev", &com2, "-serial", "chardev:com2"]);
+        add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        let module = image.module.display().to_string();
+        if options.boot == Boot::Pvh {
+            let kernel = image.kernel.display().to_string();
+            add(&["-kernel", &kernel, "-initrd", &module, "-append", &options.arguments]);
+        } else {
+            add(&["-cdrom", &module]);
+        }
+        if options.boot == Boot::IsoUefi {
+            let variables = folder.join("ovmf-variables.fd");
+            let _ = std::fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables);
+            let code = "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
+            let variables = format!("if=pflash,format=raw,file={}", variables.display());
+            add(&["-drive", code, "-drive", &variables]);
+        }
+        if let Some(disk) = &image.disk {
+            let snapshot = if options.writes == Writes::Discard { ",snapshot=on" } else { "" };
+            let limit = options.disk_iops.map(|iops| format!(",throttling.iops-total={iops}"));
+            let drive = format!(
+                "if=none,id=disk,format=raw,cache=writeback,file={}{snapshot}{}",
+                disk.display(),
+                limit.unwrap_or_default()
+            );
+            add(&["-drive", &drive, "-device", "virtio-blk-pci,drive=disk,disable-legacy=on"]);
+        }
+        command
+    }
+
+    /// The management link; can be taken once.
+    pub fn take_link(&mut self) -> Option<UnixStream> {
+        self.link.take()
+    }
+
+    /// The file with what the kernel printed.
+    pub fn kernel_log(&self) -> PathBuf {
+        self.folder.join("kernel.log")
+    }
+
+    /// QEMU's exit status if it has ended.
+    pub fn ended(&mut self) -> Option<i32> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(status.code().unwrap_or(-1))
+    }
+
+    /// Process id of QEMU.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until QEMU ends; `None` if it has not after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended() {
+                return Some(status);
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
