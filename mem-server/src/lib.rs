@@ -12,5 +12,6 @@ pub mod mechanism;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod page;
+pub mod policy;
 pub mod server;
 pub mod spaces;

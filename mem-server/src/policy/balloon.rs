@@ -1,0 +1,138 @@
+//! The balloon controller: moves a guest's balloon towards what the allocation wants, as fast as the guest bears it.
+//!
+//! Inflates in steps and watches what the guest pays: when major faults (refaults) rise while the balloon grows, the step is
+//! halved and part of the last one given back; quiet periods let it grow again. Deflating is never held back.
+
+use protocol::mem::GuestStats;
+
+/// Largest part of a guest's memory a balloon may take, in permille.
+pub const MOST: u64 = 650;
+/// Smallest step in pages.
+const STEP_LEAST: u64 = 256;
+/// Refaults per 1024 pages of step that count as suffering.
+const SUFFERING: u64 = 64;
+/// Periods without suffering after which the step doubles.
+const QUIET_PERIODS: u32 = 2;
+/// Periods without any movement after which a guest counts as not cooperating.
+const DEAF_PERIODS: u32 = 20;
+
+/// State of one guest's balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Controller {
+    step: u64,
+    quiet: u32,
+    deaf: u32,
+    last_faults: Option<u64>,
+    last_size: u64,
+    target: u64,
+}
+
+impl Default for Controller {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Controller {
+    /// An empty balloon.
+    pub const fn new() -> Self {
+        Self { step: 4 * STEP_LEAST, quiet: 0, deaf: 0, last_faults: None, last_size: 0, target: 0 }
+    }
+
+    /// What the guest's balloon device shows.
+    pub const fn target(&self) -> u64 {
+        self.target
+    }
+
+    /// Whether the guest ignores its balloon: it is then reclaimed by paging.
+    pub const fn is_deaf(&self) -> bool {
+        self.deaf >= DEAF_PERIODS
+    }
+
+    /// One period: the balloon holds `size` of the guest's `memory` pages, the allocation wants `wanted` in it. Answers the
+    /// next target for the device.
+    pub fn step(&mut self, memory: u64, size: u64, wanted: u64, guest: &GuestStats) -> u64 {
+        let wanted = wanted.min(memory * MOST / 1000);
+        let faults = guest.major_faults.zip(self.last_faults).map_or(0, |(now, before)| {
+            // A counter that fell was reset with the guest.
+            now.saturating_sub(before)
+        });
+        let grown = size.saturating_sub(self.last_size);
+        let suffers = grown > 0 && faults * 1024 > grown.max(STEP_LEAST) * SUFFERING;
+        self.last_faults = guest.major_faults.or(self.last_faults);
+        self.last_size = size;
+
+        if wanted <= size {
+            self.target = wanted;
+            self.deaf = 0;
+            return wanted;
+        }
+        if suffers {
+            self.step = (self.step / 2).max(STEP_LEAST);
+            self.quiet = 0;
+            self.target = size - (grown / 2).min(size);
+            return self.target;
+        }
+        self.deaf = if grown == 0 && self.target > size { self.deaf + 1 } else { 0 };
+        self.quiet += 1;
+        if self.quiet > QUIET_PERIODS {
+            self.step = (self.step * 2).min((memory / 16).max(STEP_LEAST));
+        }
+        self.target = wanted.min(size + self.step);
+        self.target
+    }
+
+    /// The guest was reset: its balloon is empty.
+    pub const fn reset(&mut self) {
+        *self = Self::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(major_faults: u64) -> GuestStats {
+        GuestStats { major_faults: Some(major_faults), ..GuestStats::default() }
+    }
+
+    #[test]
+    fn a_willing_guest_reaches_the_target_in_steps() {
+        let mut controller = Controller::new();
+        let (memory, wanted) = (32_768, 16_000);
+        let mut size = 0;
+        let mut periods = 0;
+        while size < wanted {
+            let target = controller.step(memory, size, wanted, &stats(0));
+            assert!(target > size && target <= size + memory / 16);
+            size = target;
+            periods += 1;
+            assert!(periods < 30);
+        }
+        assert_eq!(controller.step(memory, size, wanted, &stats(0)), wanted);
+        assert_eq!(controller.step(memory, size, 0, &stats(0)), 0, "deflates at once");
+    }
+
+    #[test]
+    fn a_suffering_guest_is_given_back_to() {
+        let mut controller = Controller::new();
+        let first = controller.step(32_768, 0, 16_000, &stats(0));
+        let backed_off = controller.step(32_768, first, 16_000, &stats(10_000));
+        assert!(backed_off < first);
+        let again = controller.step(32_768, backed_off, 16_000, &stats(10_000));
+        assert!(again - backed_off < first, "goes on more slowly");
+    }
+
+    #[test]
+    fn a_deaf_guest_is_found_out_and_never_more_than_its_part_is_asked() {
+        let mut controller = Controller::new();
+        for _ in 0..=DEAF_PERIODS {
+            assert!(
+                controller.step(32_768, 0, 1 << 40, &GuestStats::default()) <= 32_768 * MOST / 1000
+            );
+        }
+        assert!(controller.is_deaf());
+        controller.step(32_768, 100, 1 << 40, &GuestStats::default());
+        assert!(!controller.is_deaf());
+    }
+}
