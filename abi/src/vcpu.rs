@@ -370,8 +370,6 @@ pub mod field {
     pub const EXITINTINFO: u64 = 75;
     /// Read only: exits of this virtual CPU, also those the kernel handled alone.
     pub const EXIT_COUNT: u64 = 76;
-    /// Read only: TSC ticks spent in the guest.
-    pub const GUEST_TICKS: u64 = 77;
     /// Control word as VMEnter would return it now (virtual interrupt, shadow, CR8).
     pub const CONTROL: u64 = 78;
     /// Number of ids in use plus one.

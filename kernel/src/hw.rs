@@ -15,6 +15,7 @@
 
 use crate::mem::{PhysAddr, Ref};
 use crate::object::tcb::Tcb;
+use crate::object::vcpu::Vcpu;
 
 /// How an interrupt line reaches the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,11 @@ pub trait Hw {
     /// Moves what is not in `Tcb::regs` between threads of this core: FPU state (unless the flag `TCB_FLAG_FPU_DISABLED` says the
     /// thread has none), `fs_base` and `gs_base`. `None` = idle.
     fn switch_thread(&mut self, core: usize, from: Option<Ref<Tcb>>, to: Option<Ref<Tcb>>);
+    /// Loads `fs_base` and `gs_base` of the core's current thread after the kernel changed them.
+    fn load_bases(&mut self, core: usize, tcb: Ref<Tcb>);
+    /// Makes `fs_base` and `gs_base` in `Tcb::regs` true if a core still has newer ones in its registers (the thread is current
+    /// there; with FSGSBASE user mode changes them by itself).
+    fn release_bases(&mut self, tcb: Ref<Tcb>);
     /// Saves or drops FPU state that a core still keeps in registers for `tcb` (it is being read, deleted, or moved to another core).
     fn release_thread(&mut self, tcb: Ref<Tcb>);
     /// Fills a new thread's FPU area with the initial state.
@@ -98,6 +104,15 @@ pub trait Hw {
     /// Stops the machine (DebugHalt).
     fn halt(&mut self);
 
+    /// Tells what `core` can do for guests: number of ASIDs (the host's included; 0 = no virtualisation), bits of XCR0.
+    fn guest_limits(&self, core: usize) -> (u32, u64) {
+        let _ = core;
+        (0, 0)
+    }
+    /// Writes back what any core still keeps in registers of a virtual CPU (it moves to another core, or is deleted).
+    fn release_guest(&mut self, vcpu: Ref<Vcpu>) {
+        let _ = vcpu;
+    }
     /// Gives a wake-up of a guest-running core for the virtualisation part: the core leaves the guest soon.
     fn leave_guest(&mut self, core: usize) {
         self.kick(core);

@@ -16,11 +16,16 @@
 //! queue or current; (D) whatever the kernel remembers about user memory is in a capability slot, so revocation finds it.
 #![cfg_attr(target_os = "none", no_std)]
 
+pub mod arch;
+pub mod boot;
 pub mod cap;
 pub mod hw;
+pub mod ipc;
 pub mod limits;
 pub mod mem;
 pub mod object;
+pub mod sched;
+pub mod syscall;
 
 use cap::Slot;
 use hw::{Hw, IrqRoute};
@@ -131,4 +136,62 @@ pub struct Kernel<H: Hw> {
     pub(crate) irq_slots: Option<Ref<Slot>>,
     pub(crate) irqs: [IrqState; IRQ_LINES],
     pub(crate) ports: [u64; 1024],
+    pub(crate) virt: object::virt::Virt,
+    /// Cores to be woken at the end of the entry.
+    pub(crate) kicks: u64,
+    /// Least time worth an entry, in ticks.
+    pub(crate) min_budget: u64,
+    /// Time of one kernel path, in ticks: what is due that soon counts as due.
+    pub(crate) wcet: u64,
+    /// Work done since the last preemption point looked at the clock.
+    pub(crate) work_units: u32,
+}
+
+impl<H: Hw> Kernel<H> {
+    /// Makes a kernel without threads, for one core until boot code says otherwise.
+    #[must_use]
+    pub fn new(hw: H) -> Self {
+        let tsc_hz = hw.tsc_hz();
+        let ticks = |us: u64| (u128::from(us) * u128::from(tsc_hz)).div_ceil(1_000_000) as u64;
+        let (min_budget, wcet) = (ticks(limits::MIN_BUDGET_US), ticks(limits::KERNEL_WCET_US));
+        Self {
+            hw,
+            core: 0,
+            core_count: 1,
+            tsc_hz,
+            cores: [const { Core::new() }; MAX_CORES],
+            asid_pools: [None; ASID_POOLS],
+            irq_slots: None,
+            irqs: [IrqState::Inactive; IRQ_LINES],
+            ports: [0; 1024],
+            virt: object::virt::Virt::new(),
+            kicks: 0,
+            min_budget,
+            wcet,
+            work_units: 0,
+        }
+    }
+
+    /// Puts a capability that was made from nothing into an empty slot (boot).
+    pub fn install_cap(&mut self, slot: Ref<Slot>, cap: cap::Cap) {
+        cap::tree::insert_root(cap, slot);
+    }
+}
+
+impl Core {
+    const fn new() -> Self {
+        Self {
+            current: None,
+            current_sc: None,
+            action: Action::Resume,
+            time: 0,
+            consumed: 0,
+            reprogram: false,
+            stalled: false,
+            root: None,
+            release_head: None,
+            ready_bitmap: [0; PRIORITIES / 64],
+            ready: [Queue { head: None, tail: None }; PRIORITIES],
+        }
+    }
 }

@@ -154,16 +154,20 @@ pub struct Tcb {
     pub can_grant_reply: Cell<bool>,
     /// While BlockedOnSend: wants an answer.
     pub is_call: Cell<bool>,
+    /// There is a fault in `fault`.
+    pub has_fault: Cell<bool>,
     /// Unused.
-    pub spare: [Cell<u8>; 3],
+    pub spare: [Cell<u8>; 2],
     /// Fault being handled.
-    pub fault: Cell<PendingFault>,
+    fault: Cell<PendingFault>,
     /// Name for debugging.
     pub name: [Cell<u8>; 32],
     /// Word for the virtualisation part.
     pub vcpu_scratch: [Cell<u64>; 4],
+    /// Virtual address of the IPC buffer; its frame is in the buffer slot.
+    pub ipc_buffer: Cell<u64>,
     /// Padding up to the slots.
-    pub padding: [Cell<u64>; 2],
+    pub padding: [Cell<u64>; 1],
     /// CSpace, VSpace, IPC buffer and handlers: [`tcb_slot`].
     pub slots: [Slot; tcb_slot::COUNT],
     /// Padding up to the FPU area.
@@ -213,6 +217,23 @@ impl Tcb {
         self.regs[register::MESSAGE[number]].set(value);
     }
 
+    /// Returns the fault being handled.
+    #[inline]
+    #[must_use]
+    pub fn fault(&self) -> PendingFault {
+        if self.has_fault.get() { self.fault.get() } else { PendingFault::Null }
+    }
+
+    /// Notes a fault, or that there is none.
+    #[inline]
+    pub fn set_fault(&self, fault: PendingFault) {
+        let has_fault = fault != PendingFault::Null;
+        if has_fault || self.has_fault.get() {
+            self.fault.set(fault);
+            self.has_fault.set(has_fault);
+        }
+    }
+
     /// Tells whether the thread could run if it had time.
     #[inline(always)]
     #[must_use]
@@ -234,13 +255,21 @@ impl Tcb {
     pub fn sanitise(&self) {
         const USER_FLAGS: u64 = 0x0024_0cd5; // CF PF AF ZF SF DF OF AC ID
         self.set_reg(index::RFLAGS, self.reg(index::RFLAGS) & USER_FLAGS | 0x202);
-        for register in [index::RIP, index::FS_BASE, index::GS_BASE] {
+        if self.reg(index::RIP) >= 1 << 47 {
+            self.set_reg(index::RIP, 0);
+        }
+        self.sanitise_bases();
+        if self.fault_ip.get() >= 1 << 47 {
+            self.fault_ip.set(0);
+        }
+    }
+
+    /// Forces segment bases to user addresses: others become 0.
+    pub fn sanitise_bases(&self) {
+        for register in [index::FS_BASE, index::GS_BASE] {
             if self.reg(register) >= 1 << 47 {
                 self.set_reg(register, 0);
             }
-        }
-        if self.fault_ip.get() >= 1 << 47 {
-            self.fault_ip.set(0);
         }
     }
 }

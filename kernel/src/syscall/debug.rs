@@ -1,0 +1,66 @@
+//! Debug system calls.
+
+use abi::Syscall;
+use abi::syscall::register;
+
+use crate::Kernel;
+use crate::cap::cspace;
+use crate::hw::Hw;
+use crate::ipc::transfer::ipc_buffer;
+use crate::mem::Ref;
+use crate::object::tcb::Tcb;
+
+/// Formatted text on the debug console.
+pub struct Console<'a, H: Hw>(pub &'a mut H);
+
+impl<H: Hw> core::fmt::Write for Console<'_, H> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for byte in text.bytes() {
+            self.0.put_char(byte);
+        }
+        Ok(())
+    }
+}
+
+impl<H: Hw> Kernel<H> {
+    pub(crate) fn debug_syscall(&mut self, tcb: Ref<Tcb>, call: Syscall) {
+        use core::fmt::Write as _;
+        let argument = tcb.reg(register::CAPABILITY);
+        match call {
+            Syscall::DebugPutChar => self.hw.put_char(argument as u8),
+            Syscall::DebugHalt => self.hw.halt(),
+            Syscall::DebugCapIdentify => {
+                let tag =
+                    cspace::lookup(tcb, argument).map_or(0, |slot| slot.cap.get().tag_number());
+                tcb.set_reg(register::CAPABILITY, tag);
+            }
+            Syscall::DebugNameThread => self.name_thread(tcb, argument),
+            Syscall::DebugDumpScheduler => {
+                for core in 0..self.core_count {
+                    let current = self.cores[core].current.map(|tcb| tcb.addr().0);
+                    let highest = self.cores[core].highest_ready();
+                    // Writing to the console cannot fail.
+                    let _ = writeln!(
+                        Console(&mut self.hw),
+                        "core {core}: current {current:x?}, highest ready {highest:?}"
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn name_thread(&mut self, caller: Ref<Tcb>, pointer: u64) {
+        let Ok(slot) = cspace::lookup(caller, pointer) else { return };
+        let crate::cap::Cap::Thread { addr } = slot.unpack() else { return };
+        let Some(buffer) = ipc_buffer(caller, false) else { return };
+        let tcb: Ref<Tcb> = Ref::at(addr);
+        let mut ended = false;
+        for (position, place) in tcb.name.iter().enumerate() {
+            let word = buffer.get(abi::message::buffer_word::MSG + position / 8);
+            let byte = word.to_le_bytes()[position % 8];
+            ended |= byte == 0;
+            place.set(if ended || !byte.is_ascii_graphic() { 0 } else { byte });
+        }
+    }
+}
