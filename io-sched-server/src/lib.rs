@@ -8,8 +8,11 @@ pub mod cost;
 pub mod depth;
 pub mod device;
 pub mod dispatch;
+pub mod dmclock;
 pub mod gpt;
 pub mod heap;
 pub mod histogram;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 pub mod sched;
 pub mod server;
