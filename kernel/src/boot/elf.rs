@@ -192,7 +192,10 @@ mod tests {
 
     #[test]
     fn span_covers_all_segments_and_copy_places_them() {
-        let mut f = file(0x40_1004, &[(1, 0x180, 0x40_1000, 8, 8), (4, 0, 0, 0, 9), (1, 0x188, 0x40_0000, 4, 0x10)]);
+        let mut f = file(
+            0x40_1004,
+            &[(1, 0x180, 0x40_1000, 8, 8), (4, 0, 0, 0, 9), (1, 0x188, 0x40_0000, 4, 0x10)],
+        );
         f[0x180..0x18c].copy_from_slice(b"abcdefghijkl");
         let image = Image::parse(&f, 2).unwrap();
         assert_eq!((image.start, image.end, image.pages()), (0x40_0000, 0x40_2000, 2));

@@ -11,7 +11,6 @@ use super::elf::Image;
 use super::loader::{LoaderError, MapEntry, RSDP_BYTES};
 use super::plan;
 use super::regions::{Region, RegionSet, TooManyRegions};
-use crate::{AsidPool, Kernel};
 use crate::cap::raw::{FrameCap, FrameSize, MapKind, Mapping, Tag};
 use crate::cap::{Cap, Slot};
 use crate::hw::Hw;
@@ -21,6 +20,7 @@ use crate::mem::{PhysAddr, Ref};
 use crate::object::sched_context::SchedContext;
 use crate::object::tcb::{Tcb, ThreadState, tcb_slot};
 use crate::sched::refill;
+use crate::{AsidPool, Kernel};
 
 const PAGE: u64 = 4096;
 /// ASID of the initial address space.

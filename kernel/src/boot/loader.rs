@@ -101,11 +101,8 @@ impl LoaderInfo {
         multiboot2: bool,
         info: u64,
     ) -> Result<Self, LoaderError> {
-        let parsed = if multiboot2 {
-            read_multiboot2(memory, info)?
-        } else {
-            read_pvh(memory, info)?
-        };
+        let parsed =
+            if multiboot2 { read_multiboot2(memory, info)? } else { read_pvh(memory, info)? };
         if parsed.map.is_empty() {
             return Err(LoaderError::NoMemoryMap);
         }
@@ -329,15 +326,70 @@ mod tests {
             &mut a,
             0,
             &[
-                0, 0, // total filled below
-                1, 11, u32::from_le_bytes(*b"x y\0"), 0, // cmdline, 3 bytes + padding
-                3, 17, 0x20_0000, 0x20_1000, 0, 0, // module
-                3, 17, 0x30_0000, 0x30_1000, 0, 0, // second module
-                6, 64, 24, 0, 0x10_0000, 0, 0x800_0000, 0, 1, 0, 0x400_0000, 0, 0x10_0001, 0, 2, 0,
-                14, 28, 1, 2, 3, 4, 5, 0, // old pointer
-                15, 44, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, // new pointer
-                14, 28, 1, 2, 3, 4, 5, 0, // ignored
-                0, 8,
+                0,
+                0, // total filled below
+                1,
+                11,
+                u32::from_le_bytes(*b"x y\0"),
+                0, // cmdline, 3 bytes + padding
+                3,
+                17,
+                0x20_0000,
+                0x20_1000,
+                0,
+                0, // module
+                3,
+                17,
+                0x30_0000,
+                0x30_1000,
+                0,
+                0, // second module
+                6,
+                64,
+                24,
+                0,
+                0x10_0000,
+                0,
+                0x800_0000,
+                0,
+                1,
+                0,
+                0x400_0000,
+                0,
+                0x10_0001,
+                0,
+                2,
+                0,
+                14,
+                28,
+                1,
+                2,
+                3,
+                4,
+                5,
+                0, // old pointer
+                15,
+                44,
+                9,
+                8,
+                7,
+                6,
+                5,
+                4,
+                3,
+                2,
+                1,
+                0, // new pointer
+                14,
+                28,
+                1,
+                2,
+                3,
+                4,
+                5,
+                0, // ignored
+                0,
+                8,
             ],
         );
         let total = (2 + 4 + 6 + 6 + 16 + 8 + 12 + 8 + 2) * 4;

@@ -80,9 +80,7 @@ pub fn untypeds(
             .map(describe(1))
             .take(MAX_BOOTINFO_UNTYPEDS - memory_blocks),
     );
-    list.extend(
-        free.as_slice().iter().flat_map(split).map(describe(0)).take(memory_blocks),
-    );
+    list.extend(free.as_slice().iter().flat_map(split).map(describe(0)).take(memory_blocks));
     Ok(list)
 }
 

@@ -100,10 +100,7 @@ impl Tables {
     ///
     /// # Errors
     /// See [`AcpiError`].
-    pub fn read(
-        memory: &dyn PhysicalMemory,
-        rsdp: &[u8; RSDP_BYTES],
-    ) -> Result<Self, AcpiError> {
+    pub fn read(memory: &dyn PhysicalMemory, rsdp: &[u8; RSDP_BYTES]) -> Result<Self, AcpiError> {
         if !is_root_pointer(rsdp) {
             return Err(AcpiError::NoRootPointer);
         }
@@ -147,7 +144,8 @@ impl Tables {
                 1 => {
                     if let (Some(address), Some(first_gsi)) = (u32_at(entry, 4), u32_at(entry, 8)) {
                         // A full list leaves the rest unused.
-                        let _ = self.ioapics.push(IoApicEntry { address: address.into(), first_gsi });
+                        let _ =
+                            self.ioapics.push(IoApicEntry { address: address.into(), first_gsi });
                     }
                 }
                 9 => {

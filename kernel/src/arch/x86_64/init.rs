@@ -132,7 +132,8 @@ fn boot(multiboot2: bool, info: u64) -> Result<Resume, BootError> {
     let mut table_error = None;
     paging::build(top, features.huge_pages, &mut || {
         // Not from the module: it is read later.
-        let page = free.find_low(PAGE, PAGE, image_end, &[module]).filter(|at| *at < BOOT_WINDOW)?;
+        let page =
+            free.find_low(PAGE, PAGE, image_end, &[module]).filter(|at| *at < BOOT_WINDOW)?;
         if let Err(error) = free.remove(Region::new(page, page + PAGE)) {
             table_error = Some(error);
         }
@@ -186,9 +187,7 @@ fn boot(multiboot2: bool, info: u64) -> Result<Resume, BootError> {
     let pages = [apic::physical_page()].into_iter().chain(ioapics.pages());
     // Cannot overflow: at most eight IOAPICs are kept.
     reserved.extend(pages.map(|page| Region::new(page, page + PAGE)));
-    reserved
-        .push(Region::new(image_start, image_end))
-        .map_err(|_| LoaderError::TooManyRegions)?;
+    reserved.push(Region::new(image_start, image_end)).map_err(|_| LoaderError::TooManyRegions)?;
 
     let kernel = machine::install(Kernel::new(Machine::new(frequencies, ioapics)));
     let cores = start_others(&tables, boot_apic, &usable, frequencies.tsc_hz);

@@ -45,10 +45,8 @@ struct Big {
 // SAFETY: `kernel` is reached only through `enter`, which takes the lock, and given up before `leave` releases it.
 unsafe impl Sync for Big {}
 
-static BIG: Big = Big {
-    lock: TicketMutex::new(()),
-    kernel: UnsafeCell::new(MaybeUninit::uninit()),
-};
+static BIG: Big =
+    Big { lock: TicketMutex::new(()), kernel: UnsafeCell::new(MaybeUninit::uninit()) };
 
 /// Takes the big lock for the first time and puts the kernel's state in place.
 pub fn install(kernel: Kernel<Machine>) -> &'static mut Kernel<Machine> {

@@ -41,12 +41,7 @@ pub struct ExceptionFrame {
 
 /// Reports an exception that the kernel itself caused, and ends the run.
 #[unsafe(no_mangle)]
-extern "C" fn exception_in_kernel(
-    vector: u64,
-    error: u64,
-    frame: &ExceptionFrame,
-    rbp: u64,
-) -> ! {
+extern "C" fn exception_in_kernel(vector: u64, error: u64, frame: &ExceptionFrame, rbp: u64) -> ! {
     begin();
     // SAFETY: CR2 is readable at any time.
     let cr2 = unsafe { x86::controlregs::cr2() };

@@ -223,8 +223,7 @@ pub unsafe fn install(index: usize) {
         base: u64,
     }
     let block = block(index);
-    let pointer =
-        Pointer { limit: size_of::<[u64; 7]>() as u16 - 1, base: block.gdt.get() as u64 };
+    let pointer = Pointer { limit: size_of::<[u64; 7]>() as u16 - 1, base: block.gdt.get() as u64 };
     // SAFETY: the table lives as long as the kernel and its selectors 8 and 16 are the same segments the boot table has.
     unsafe {
         core::arch::asm!(

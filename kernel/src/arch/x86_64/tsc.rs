@@ -40,8 +40,7 @@ fn work() {
 #[must_use]
 pub fn measure(pm_timer: u16) -> Frequencies {
     apic::set_count(u32::MAX);
-    let (ticks, hz, tsc, apic) =
-        if pm_timer != 0 { by_pm_timer(pm_timer) } else { by_pit() };
+    let (ticks, hz, tsc, apic) = if pm_timer != 0 { by_pm_timer(pm_timer) } else { by_pit() };
     apic::set_count(0);
     let scale = |counted: u64| (u128::from(counted) * u128::from(hz) / u128::from(ticks)) as u64;
     Frequencies { tsc_hz: settle(scale(tsc)), apic_hz: settle(scale(apic)) }
