@@ -187,7 +187,12 @@ impl Vcpu {
         let vmcb = &self.vmcb;
         vmcb.exitintinfo.set(0);
         let vector = event & event::VECTOR;
-        match event & event::TYPE_MASK {
+        let mut kind = event & event::TYPE_MASK;
+        if kind == event::TYPE_EXCEPTION && vector >= 32 {
+            // QEMU's TCG calls an interrupt that came from V_IRQ an exception.
+            kind = event::TYPE_INTR;
+        }
+        match kind {
             event::TYPE_INTR => {
                 // It came from V_IRQ and IF was set, so V_IRQ brings it again.
                 let int_ctl =

@@ -519,11 +519,11 @@ fn test_faults(vm: &mut Vm) {
 fn test_private_state(first: &mut Vm, second: &mut Vm) {
     first.load(Guest::Private);
     second.load(Guest::Private);
-    with_registers(first, &[(3, 0x1111_2222)]);
-    with_registers(second, &[(3, 0x3333_4444)]);
     bind(first);
+    with_registers(first, &[(3, 0x1111_2222)]);
     check("first private guest", first.enter() == Return::Exit(exit::HLT));
     bind(second);
+    with_registers(second, &[(3, 0x3333_4444)]);
     check("second private guest", second.enter() == Return::Exit(exit::HLT));
     for _ in 0..3 {
         for (vm, value) in [(&mut *first, 0x1111_2222), (&mut *second, 0x3333_4444)] {
@@ -581,6 +581,8 @@ fn test_forbidden(vm: &mut Vm) {
         (exit::HLT, 1),
     ];
     vm.load(Guest::Forbidden);
+    // VMRUN, VMLOAD and VMSAVE check their address before the intercept.
+    with_registers(vm, &[(0, 0), (1, 0), (2, 0)]);
     for (code, length) in wanted {
         match vm.enter() {
             Return::Exit(got) => expect("forbidden instruction", got, code),
@@ -608,6 +610,7 @@ fn test_forbidden(vm: &mut Vm) {
     check("CR8 writes stay intercepted", vm.read(field::INTERCEPT_CR) == 1 << 24);
     check("CPUID and HLT stay intercepted", vm.read(field::INTERCEPT_INSTRUCTIONS) & 0x0104_0000 == 0x0104_0000);
     vm.load(Guest::Forbidden);
+    with_registers(vm, &[(0, 0)]);
     check("VMRUN still exits", vm.enter() == Return::Exit(exit::VMRUN));
     // A state that VMRUN refuses comes back as an exit.
     ok("ASID is not to be chosen, but CR3 is", vm.write(&[(field::DR7, 0x400), (field::CR0, 0x8000_0033 | 1 << 29 | 1 << 30)]));
@@ -658,7 +661,11 @@ fn test_notification(vm: &mut Vm, notification: u64, allocator: &mut Allocator, 
         let deadline = tsc() + delay;
         ok("arming", call(timer, Label::TimerArm, &[], &[deadline]));
         let before = vm.read(field::RBX);
-        check("timer ends VMEnter", vm.enter() == Return::Signal(1));
+        let what = vm.enter();
+        check("timer ends VMEnter", what == Return::Signal(1));
+        if what != Return::Signal(1) {
+            say!("     {what:x?} at {:#x}", vm.rip);
+        }
         let late = tsc().wrapping_sub(deadline);
         check("not early", late < 1 << 63);
         say!("figure: timer lateness out of a running guest {late} ticks");
