@@ -397,9 +397,13 @@ fn run_root_task(run: &Run) -> Result<(), Error> {
     drop(machine);
     let _ = printer.join();
     let _ = std::fs::remove_dir_all(&folder);
+    use crate::machine::{EXIT_GOOD, EXIT_WRONG, exit_status};
     match status {
-        Some(status) if status == crate::machine::exit_status(crate::machine::EXIT_GOOD) => Ok(()),
-        Some(0) => Ok(()),
+        Some(status) if status == exit_status(EXIT_GOOD) => Ok(()),
+        Some(status) if status == exit_status(EXIT_WRONG) => {
+            Err(Error::Wrong("the root-task found something wrong".to_owned()))
+        }
+        Some(0) => Err(Error::Crash("the machine reset itself".to_owned())),
         Some(status) => Err(Error::Crash(format!("the run ended with QEMU status {status}"))),
         None => Err(Error::NoProgress("the root-task did not end in time".to_owned())),
     }

@@ -14,7 +14,9 @@ pub const fn exit_status(value: u8) -> i32 {
 }
 
 /// Value a target writes to end a run well.
-pub const EXIT_GOOD: u8 = 0x10;
+pub const EXIT_GOOD: u8 = 32;
+/// Value a target writes when it found something wrong.
+pub const EXIT_WRONG: u8 = 33;
 
 /// How time passes on the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! scroll-back buffers, events and logs into lists. Everybody else waits on one condition variable.
 
 use crate::Error;
+use crate::decode::Decoder;
 use crate::machine::Machine;
 use protocol::link::{
     self, Deframer, Event, FRAME_MAX, Refusal, Request, Row, ServerId, ToHost, ToTarget,
@@ -235,6 +236,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     link: Mutex<UnixStream>,
+    decoder: Mutex<Decoder>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -285,10 +287,12 @@ impl Shared {
                 }
                 heard.hello = Some(Hello { system: system.to_owned(), memory, cores });
             }
-            ToHost::Log { server, lost, .. } => {
+            ToHost::Log { server, lost, data } => {
                 if lost > 0 {
                     heard.log.push(format!("{}: {lost} log lines lost", server_name(server)));
                 }
+                let lines = locked(&self.decoder).lines(server, data);
+                heard.log.extend(lines);
             }
             ToHost::Console { vm, data } => heard.consoles.entry(vm.0).or_default().push(data),
             ToHost::Event { at, event } => {
@@ -385,6 +389,7 @@ impl Session {
             state: Mutex::default(),
             changed: Condvar::new(),
             link: Mutex::new(link),
+            decoder: Mutex::default(),
         });
         let listening = Arc::clone(&shared);
         std::thread::spawn(move || listening.read_link(reader));

@@ -14,6 +14,7 @@ fn pair() -> (Arc<Shared>, UnixStream) {
         state: Mutex::default(),
         changed: Condvar::new(),
         link: Mutex::new(host),
+        decoder: Mutex::default(),
     });
     let listening = Arc::clone(&shared);
     std::thread::spawn(move || listening.read_link(reader));
