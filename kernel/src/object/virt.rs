@@ -10,7 +10,7 @@ use crate::object::notification::NotificationState;
 use crate::object::tcb::{Tcb, ThreadState};
 use crate::object::timer::Timer;
 use crate::object::vcpu::{Exit, Vcpu};
-use crate::{Kernel, Resume};
+use crate::{Action, Kernel, Resume};
 
 /// Kernel state of the virtualisation part.
 pub(crate) struct Virt {
@@ -56,6 +56,39 @@ impl<H: Hw> Kernel<H> {
         };
         vcpu.absorb(tcb, Self::guest_words(tcb));
         tcb.state.set(ThreadState::RunningVm);
+    }
+
+    /// VMEnter without a look at the clock and the queues: `None` where there is reason for one. The time goes on being counted
+    /// from the last look, and the timer ends the slice as always.
+    #[inline]
+    pub(crate) fn fast_enter_guest(&mut self, tcb: Ref<Tcb>) -> Option<Resume> {
+        let vcpu = vcpu_of(tcb)?;
+        if !self.may_go_on() {
+            return None;
+        }
+        vcpu.absorb(tcb, Self::guest_words(tcb));
+        tcb.state.set(ThreadState::RunningVm);
+        Some(self.resume_guest(tcb))
+    }
+
+    /// The way back after [`Kernel::guest_exit`], likewise.
+    #[inline]
+    pub(crate) fn fast_guest_exit(&mut self, tcb: Ref<Tcb>) -> Option<Resume> {
+        if !self.may_go_on() {
+            return None;
+        }
+        match tcb.state.get() {
+            ThreadState::Running => Some(Resume::User(tcb)),
+            ThreadState::RunningVm => Some(self.resume_guest(tcb)),
+            _ => None,
+        }
+    }
+
+    /// Tells whether nothing asks for a new choice of thread or deadline on this core.
+    #[inline(always)]
+    fn may_go_on(&mut self) -> bool {
+        let this = self.this();
+        matches!(this.action, Action::Resume) && !this.reprogram
     }
 
     /// The guest of the current thread has exited for a reason other than an external interrupt.

@@ -98,6 +98,10 @@ impl<H: Hw> Kernel<H> {
             && let Some(resume) = self.fast_reply_recv(tcb)
         {
             return resume;
+        } else if number == Syscall::VMEnter as i64
+            && let Some(resume) = self.fast_enter_guest(tcb)
+        {
+            return resume;
         }
         self.slow_syscall(tcb, number)
     }
@@ -296,6 +300,9 @@ impl<H: Hw> Kernel<H> {
         self.guest_exit(tcb);
         if self.this().stalled {
             return self.leave_stalled();
+        }
+        if let Some(resume) = self.fast_guest_exit(tcb) {
+            return resume;
         }
         self.update_time();
         self.check_budget();
