@@ -208,6 +208,18 @@ impl Pic {
             && self.chips[MASTER].pending(true).is_some()
     }
 
+    /// The vector an acknowledge cycle would give now.
+    pub fn peek(&self) -> u8 {
+        match self.chips[MASTER].pending(true) {
+            Some(CASCADE) => match self.chips[SLAVE].pending(false) {
+                Some(second) => self.chips[SLAVE].base | second,
+                None => self.chips[SLAVE].base | 7,
+            },
+            Some(input) => self.chips[MASTER].base | input,
+            None => self.chips[MASTER].base | 7,
+        }
+    }
+
     /// Interrupt acknowledge cycle: the vector of the best request, or the spurious one.
     pub fn acknowledge(&mut self) -> u8 {
         let Some(input) = self.chips[MASTER].pending(true) else {

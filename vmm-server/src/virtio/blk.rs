@@ -15,6 +15,9 @@ use protocol::ring::{
 pub const SEGMENTS_MAX: u32 = 16;
 /// Longest data segment; together with [`SEGMENTS_MAX`] it keeps requests within a ring slot.
 pub const SEGMENT_BYTES_MAX: u32 = 4096;
+/// Most requests in the ring at once; the ring's data area holds hardly more.
+const IN_FLIGHT_MAX: usize = 32;
+const _: () = assert!(IN_FLIGHT_MAX <= BLK_SLOTS);
 const DATA_MAX: usize = SEGMENTS_MAX as usize + 2;
 
 /// Feature: maximum segment size is in the configuration.
@@ -43,7 +46,6 @@ struct InFlight {
     data: Vec<Segment, DATA_MAX>,
     length: u32,
     is_read: bool,
-    started: u64,
 }
 
 /// What a pass over the queue did.
@@ -55,13 +57,6 @@ pub struct Progress {
     pub has_returned: bool,
 }
 
-/// Completed requests and how long they took, for the VM's counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completed {
-    /// Ticks from the virtqueue to completion.
-    pub ticks: u64,
-}
-
 /// One virtual disk.
 #[derive(Clone, Debug)]
 pub struct Blk {
@@ -71,56 +66,8 @@ pub struct Blk {
     identity: [u8; 20],
     /// A chain taken from the queue for which the ring had no room.
     parked: Option<Chain>,
-    in_flight: [Option<InFlight>; BLK_SLOTS],
-    latency: LatencyHistogram,
-}
-
-/// Latencies in powers of two of a tick, with four steps each.
-#[derive(Clone, Debug)]
-pub struct LatencyHistogram {
-    buckets: [u32; 256],
-    total: u64,
-}
-
-impl LatencyHistogram {
-    const fn new() -> Self {
-        Self { buckets: [0; 256], total: 0 }
-    }
-
-    fn record(&mut self, ticks: u64) {
-        let index = if ticks < 4 {
-            ticks as usize
-        } else {
-            let exponent = 63 - ticks.leading_zeros() as usize;
-            exponent * 4 + (ticks >> (exponent - 2) & 3) as usize
-        };
-        if let Some(bucket) = self.buckets.get_mut(index) {
-            *bucket = bucket.saturating_add(1);
-        }
-        self.total += 1;
-    }
-
-    /// Requests recorded.
-    pub const fn count(&self) -> u64 {
-        self.total
-    }
-
-    /// Upper bound of the bucket that holds the given per mille of all requests, in ticks.
-    pub fn percentile(&self, permille: u64) -> u64 {
-        let wanted = (self.total * permille).div_ceil(1000);
-        let mut seen = 0;
-        for (index, &bucket) in self.buckets.iter().enumerate() {
-            seen += u64::from(bucket);
-            if seen >= wanted && seen > 0 {
-                if index < 8 {
-                    return index as u64;
-                }
-                let exponent = index / 4;
-                return (4 + (index as u64 & 3) + 1) << (exponent - 2);
-            }
-        }
-        0
-    }
+    in_flight: [Option<InFlight>; IN_FLIGHT_MAX],
+    completed: u64,
 }
 
 impl Blk {
@@ -144,8 +91,8 @@ impl Blk {
             is_read_only,
             identity,
             parked: None,
-            in_flight: [const { None }; BLK_SLOTS],
-            latency: LatencyHistogram::new(),
+            in_flight: [const { None }; IN_FLIGHT_MAX],
+            completed: 0,
         })
     }
 
@@ -154,9 +101,9 @@ impl Blk {
         F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | if self.is_read_only { F_RO } else { 0 }
     }
 
-    /// Latencies of all requests so far.
-    pub fn latency(&self) -> &LatencyHistogram {
-        &self.latency
+    /// Requests the disk has completed.
+    pub const fn completed(&self) -> u64 {
+        self.completed
     }
 
     /// One byte of the device configuration.
@@ -200,7 +147,6 @@ impl Blk {
         queue: &mut Queue,
         memory: &mut impl GuestMemory,
         words: &[AtomicU64],
-        now: u64,
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
         loop {
@@ -209,7 +155,7 @@ impl Blk {
                 None => queue.pop(memory)?,
             };
             let Some(chain) = next else { break };
-            match self.start(&chain, memory, words, now) {
+            match self.start(&chain, memory, words) {
                 Ok(true) => progress.needs_doorbell = true,
                 Ok(false) => {
                     self.parked = Some(chain);
@@ -235,7 +181,6 @@ impl Blk {
         queue: &mut Queue,
         memory: &mut impl GuestMemory,
         words: &[AtomicU64],
-        now: u64,
     ) -> Result<Progress, QueueError> {
         let mut has_returned = false;
         while let Some(done) = self.client.poll(words) {
@@ -243,7 +188,7 @@ impl Blk {
             let finished = self.in_flight.get_mut(usize::from(done.slot)).and_then(Option::take);
             let result = match finished {
                 Some(request) if request.status != u64::MAX => {
-                    self.latency.record(now.saturating_sub(request.started));
+                    self.completed += 1;
                     has_returned = true;
                     finish(&request, done.status, offset, queue, memory, words)
                 }
@@ -252,7 +197,7 @@ impl Blk {
             self.client.release(words, done.slot);
             result?;
         }
-        let mut progress = self.process(queue, memory, words, now)?;
+        let mut progress = self.process(queue, memory, words)?;
         progress.has_returned |= has_returned;
         Ok(progress)
     }
@@ -263,13 +208,17 @@ impl Blk {
         chain: &Chain,
         memory: &impl GuestMemory,
         words: &[AtomicU64],
-        now: u64,
     ) -> Result<bool, Refusal> {
         let request = parse(chain, memory, self.is_read_only, &self.identity)?;
         if let Some(end) = request.sector.checked_add(u64::from(request.length / SECTOR_BYTES))
             && (end <= self.sectors || request.operation == BlkOperation::Flush)
         {
             let (slot, offset) = match self.client.reserve(request.length) {
+                // Slots are given out lowest first.
+                Ok((slot, _)) if usize::from(slot) >= IN_FLIGHT_MAX => {
+                    self.client.release(words, slot);
+                    return Ok(false);
+                }
                 Ok(place) => place,
                 Err(BlkFull::Slots | BlkFull::Data) => return Ok(false),
                 Err(BlkFull::TooLong) => return Err(Refusal::error(request.status)),
@@ -291,7 +240,6 @@ impl Blk {
                 is_read: request.operation == BlkOperation::Read,
                 data: request.data,
                 length,
-                started: now,
             };
             if let Some(place) = self.in_flight.get_mut(usize::from(slot)) {
                 *place = Some(in_flight);
@@ -491,11 +439,11 @@ mod tests {
         }
 
         fn process(&mut self) -> Progress {
-            self.blk.process(&mut self.queue, &mut self.memory, &self.words, 0).unwrap()
+            self.blk.process(&mut self.queue, &mut self.memory, &self.words).unwrap()
         }
 
         fn complete(&mut self) -> Progress {
-            self.blk.complete(&mut self.queue, &mut self.memory, &self.words, 9).unwrap()
+            self.blk.complete(&mut self.queue, &mut self.memory, &self.words).unwrap()
         }
 
         fn status(&self) -> u8 {
@@ -526,8 +474,7 @@ mod tests {
         b.complete();
         assert_eq!(b.driver.take(&b.memory).map(|t| t.1), Some(513));
         assert!(b.memory.0[0xa000..0xa200].iter().all(|&byte| byte == 0x77));
-        assert_eq!(b.blk.latency().count(), 2);
-        assert!(b.blk.latency().percentile(500) >= 9);
+        assert_eq!(b.blk.completed(), 2);
     }
 
     #[test]

@@ -185,14 +185,13 @@ impl VirtioPci {
         lanes: u32,
         memory: &mut M,
         host: &mut impl DeviceHost,
-        now: u64,
         out: &mut Msis,
     ) {
         let access = usize::from(CAP_ACCESS / 4);
         if register == access + 4 {
             let (offset, size) = (self.config.register(access + 2), self.config.register(access + 3));
             if matches!(size, 1 | 2 | 4) {
-                self.write(offset, size as u8, u64::from(value), memory, host, now, out);
+                self.write(offset, size as u8, u64::from(value), memory, host, out);
             }
             return;
         }
@@ -235,7 +234,6 @@ impl VirtioPci {
         value: u64,
         memory: &mut M,
         host: &mut impl DeviceHost,
-        now: u64,
         out: &mut Msis,
     ) {
         match offset {
@@ -256,7 +254,7 @@ impl VirtioPci {
                 }
             }
             NOTIFY..MSIX_TABLE => {
-                self.notify((offset - NOTIFY) as usize / 4, memory, host, now, out);
+                self.notify((offset - NOTIFY) as usize / 4, memory, host, out);
             }
             MSIX_TABLE.. => {
                 if let Some(msix) = &mut self.config.msix
@@ -279,7 +277,6 @@ impl VirtioPci {
         index: usize,
         memory: &mut M,
         host: &mut impl DeviceHost,
-        now: u64,
         out: &mut Msis,
     ) {
         if self.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) != STATUS_DRIVER_OK
@@ -289,7 +286,7 @@ impl VirtioPci {
         }
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.is_ready) else { return };
         let result = match &mut self.kind {
-            Kind::Blk(number, blk) => blk.process(queue, memory, host.ring(*number), now).map(|progress| {
+            Kind::Blk(number, blk) => blk.process(queue, memory, host.ring(*number)).map(|progress| {
                 if progress.needs_doorbell {
                     host.doorbell(*number);
                 }
@@ -310,11 +307,10 @@ impl VirtioPci {
         &mut self,
         memory: &mut M,
         host: &mut impl DeviceHost,
-        now: u64,
         out: &mut Msis,
     ) {
         let Kind::Blk(number, blk) = &mut self.kind else { return };
-        let result = blk.complete(&mut self.queues[0], memory, host.ring(*number), now).map(|progress| {
+        let result = blk.complete(&mut self.queues[0], memory, host.ring(*number)).map(|progress| {
             if progress.needs_doorbell {
                 host.doorbell(*number);
             }
@@ -598,7 +594,7 @@ mod tests {
         }
 
         fn write(&mut self, offset: u32, size: u8, value: u64) {
-            self.device.write(offset, size, value, &mut self.memory, &mut self.host, 0, &mut self.out);
+            self.device.write(offset, size, value, &mut self.memory, &mut self.host, &mut self.out);
         }
 
         fn start(&mut self, driver: &Driver) {
@@ -693,11 +689,11 @@ mod tests {
     fn the_configuration_window_reaches_the_bar() {
         let mut b = Bench::new(Kind::Balloon(Balloon::new()));
         let Bench { device, memory, host, out } = &mut b;
-        device.write_config(42, 0x12, u32::MAX, memory, host, 0, out);
-        device.write_config(43, 2, u32::MAX, memory, host, 0, out);
+        device.write_config(42, 0x12, u32::MAX, memory, host, out);
+        device.write_config(43, 2, u32::MAX, memory, host, out);
         assert_eq!(device.read_config(44), 4, "num_queues");
-        device.write_config(42, 0x16, u32::MAX, memory, host, 0, out);
-        device.write_config(44, 3, u32::MAX, memory, host, 0, out);
+        device.write_config(42, 0x16, u32::MAX, memory, host, out);
+        device.write_config(44, 3, u32::MAX, memory, host, out);
         assert_eq!(device.read_config(44), 3);
     }
 
@@ -733,7 +729,7 @@ mod tests {
                     0 => drop(b.device.read(offset, size)),
                     1 => {
                         let Bench { device, memory, host, out } = &mut b;
-                        device.write_config((r >> 40) as usize & 63, r as u32, u32::MAX, memory, host, 0, out);
+                        device.write_config((r >> 40) as usize & 63, r as u32, u32::MAX, memory, host, out);
                     }
                     2 => b.write(0x14, 1, [0, 3, 0xb, 0xf][(r >> 40) as usize & 3]),
                     3 => b.write(0x1c, 2, 1),
