@@ -1,0 +1,17 @@
+//! Boots QEMU and checks what a user sees. Words on the command line choose groups.
+#![forbid(unsafe_code)]
+
+mod command;
+mod root_task;
+mod system;
+
+use std::process::ExitCode;
+use tests::runner::Runner;
+
+fn main() -> ExitCode {
+    let mut runner = Runner::from_arguments();
+    command::run(&mut runner);
+    root_task::run(&mut runner);
+    system::run(&mut runner);
+    if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
