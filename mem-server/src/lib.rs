@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod background;
 pub mod hash;
 pub mod ledger;
 pub mod mechanism;
@@ -13,5 +14,10 @@ pub mod mechanism;
 pub mod model;
 pub mod page;
 pub mod policy;
+pub mod random;
+pub mod reclaim;
 pub mod server;
+pub mod share;
+pub mod sharing;
 pub mod spaces;
+pub mod tier;

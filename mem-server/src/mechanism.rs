@@ -92,4 +92,19 @@ pub trait Mechanism {
     fn overhead(&self, memory: &VmMemory) -> u64;
     /// Tells the vmm-server of a VM to ask what is new.
     fn signal_vmm(&mut self, vm: VmId);
+
+    /// Starts writing a frame to a slot of the swap area; the end is told by [`crate::server::Server::swap_done`]. False
+    /// if the queue is full or there is no swap area.
+    fn swap_write(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
+        false
+    }
+    /// Starts reading a slot of the swap area into a frame, likewise.
+    fn swap_read(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
+        false
+    }
+    /// Reads and clears the accessed bits of `pages` pages (at most 2048) from page `first` on: bit n is page `first + n`. Pages
+    /// that are not mapped count as not accessed. False if this machine cannot.
+    fn harvest(&mut self, _first: Page, _pages: u32, _accessed: &mut [u64; 32]) -> bool {
+        false
+    }
 }

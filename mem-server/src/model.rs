@@ -1,7 +1,7 @@
 //! Models of the machine for tests and experiments: what the guests can see, and nothing is believed.
 #![expect(clippy::expect_used, clippy::panic, reason = "a model stops at the first wrong step")]
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use protocol::mem::VmMemory;
 use protocol::units::{MAX_VMS, VmId};
@@ -116,6 +116,10 @@ pub struct Counters {
     pub unmapped: u64,
     /// Pages made read-only or writable.
     pub protected: u64,
+    /// Writes to the swap disk.
+    pub swap_writes: u64,
+    /// Reads from it.
+    pub swap_reads: u64,
 }
 
 /// What nested tables map: per page the frame, and whether it is writable.
@@ -136,6 +140,10 @@ pub struct Machine {
     pub signals: Vec<VmId>,
     /// Accessed bits since the last harvest.
     pub accessed: Vec<Vec<bool>>,
+    queue: VecDeque<Io>,
+    /// Transfers the disk takes at once.
+    pub queue_depth: usize,
+    disk: HashMap<u32, Content>,
 }
 
 impl Machine {
@@ -148,6 +156,9 @@ impl Machine {
             counters: Counters::default(),
             signals: Vec::new(),
             accessed: vec![Vec::new(); MAX_VMS],
+            queue: VecDeque::new(),
+            queue_depth: 32,
+            disk: HashMap::new(),
         }
     }
 
@@ -293,6 +304,61 @@ impl Mechanism for Machine {
 
     fn signal_vmm(&mut self, vm: VmId) {
         self.signals.push(vm);
+    }
+
+    fn swap_write(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
+        if self.queue.len() == self.queue_depth {
+            return false;
+        }
+        self.counters.swap_writes += 1;
+        self.queue.push_back(Io { transfer, slot, frame, write: true });
+        true
+    }
+
+    fn swap_read(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
+        if self.queue.len() == self.queue_depth {
+            return false;
+        }
+        self.counters.swap_reads += 1;
+        self.queue.push_back(Io { transfer, slot, frame, write: false });
+        true
+    }
+
+    fn harvest(&mut self, first: Page, pages: u32, accessed: &mut [u64; 32]) -> bool {
+        *accessed = [0; 32];
+        let bits = &mut self.accessed[first.vm.0 as usize];
+        for page in 0..pages {
+            if core::mem::take(&mut bits[(first.index + page) as usize]) {
+                accessed[page as usize / 64] |= 1 << (page % 64);
+            }
+        }
+        true
+    }
+}
+
+/// A transfer of the swap disk.
+#[derive(Clone, Copy, Debug)]
+struct Io {
+    transfer: u32,
+    slot: u32,
+    frame: Frame,
+    write: bool,
+}
+
+impl Machine {
+    /// Carries out the oldest transfer of the swap disk; answers its number and whether it went well.
+    pub fn disk_step(&mut self, fails: bool) -> Option<(u32, bool)> {
+        let io = self.queue.pop_front()?;
+        if fails {
+            return Some((io.transfer, false));
+        }
+        if io.write {
+            self.disk.insert(io.slot, self.frames.get(io.frame).clone());
+        } else {
+            let content = self.disk.get(&io.slot).cloned().expect("a slot never written is read");
+            self.frames.set(io.frame, content);
+        }
+        Some((io.transfer, true))
     }
 }
 
@@ -620,6 +686,10 @@ impl Kernel for ModelKernel {
     }
 
     fn signal_vmm(&mut self, _vm: VmId) {}
+
+    fn harvest(&mut self, _: Slot, _: u64, _: u32, _: &mut [u64; 32]) -> bool {
+        false
+    }
 
     fn zero(&mut self, frame: Frame) {
         self.frames.set(frame, Content::Tag(0));

@@ -221,6 +221,11 @@ impl Entry {
         Self(self.0 & !(Self::MAPPED | Self::READ_ONLY))
     }
 
+    /// The same page, not mapped and no longer watched.
+    pub const fn unmapped_plain(self) -> Self {
+        Self(self.unmapped().0 & !Self::SAMPLED)
+    }
+
     /// The same page, never to be shared.
     pub const fn ineligible(self) -> Self {
         Self(self.0 | Self::INELIGIBLE)

@@ -1,13 +1,23 @@
 //! The server: admitted VMs, their pages, and what each message does to them.
 
 use protocol::mem::{Controls, GfnRange, GuestStats, MemError, MemReply, MemRequest, Refusal};
-use protocol::mem::{MachineStats, StateCounts, VmInfo, VmMemory, VmStats, access, release_reason};
+use protocol::mem::{
+    MachineStats, StateCounts, TargetBound, Trigger, VmInfo, VmMemory, VmStats, access,
+    release_reason,
+};
 use protocol::units::{Gfn, MAX_VMS, Nanos, Pages, VmId};
 
 use crate::admission::{self, Claim, Supply};
+use crate::background::{Background, Tokens};
 use crate::ledger::{self, Block, Ledger};
 use crate::mechanism::{Mechanism, MechanismError, Page};
 use crate::page::{Entry, FRAMES_PER_BLOCK, Frame, PageOp, PageState, next};
+use crate::policy::balloon::Controller;
+use crate::policy::estimator::{Averages, ONE, Source};
+use crate::policy::pressure::{Pressure, Thresholds};
+use crate::random::Random;
+use crate::share::{Record, ShareTable};
+use crate::tier::{Pool, PoolFrame, SwapMap, TRANSFERS, Transfer};
 
 /// Memory of the server's tables, given at start.
 pub struct Tables<'a> {
@@ -17,6 +27,56 @@ pub struct Tables<'a> {
     pub entries: &'a mut [Entry],
     /// One per 512 entries: the block reserved for the region.
     pub regions: &'a mut [u32],
+    /// Records of the sharing table.
+    pub records: &'a mut [Record],
+    /// Its chain heads.
+    pub buckets: &'a mut [u32],
+    /// Frames the compressed pool can hold.
+    pub pool: &'a mut [PoolFrame],
+    /// One bit per slot of the swap area.
+    pub swap: &'a mut [u64],
+}
+
+/// What the server is told at start; all of it can be the default.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Idle memory tax of VMs without one of their own, in permille.
+    pub tax: u16,
+    /// Pages the scanner may look at per second, in all.
+    pub scan_rate: u32,
+    /// Pages the scanner may look at per second in one VM.
+    pub scan_rate_vm: u32,
+    /// What feeds the working set estimates.
+    pub source: Source,
+    /// Length of a sampling period.
+    pub sample_period: Nanos,
+    /// Time between rebalances without other reason.
+    pub rebalance_period: Nanos,
+    /// Time between two looks at the balloons.
+    pub balloon_period: Nanos,
+    /// Slots of the swap area.
+    pub swap_slots: u32,
+    /// Frames only copy-on-write breaks may use, in permille of all.
+    pub break_reserve: u32,
+    /// Secret of this boot: seeds the page hash and every random choice.
+    pub secret: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            tax: 750,
+            scan_rate: 0,
+            scan_rate_vm: u32::MAX,
+            source: Source::Sampling,
+            sample_period: Nanos::from_secs(30),
+            rebalance_period: Nanos::from_secs(15),
+            balloon_period: Nanos::from_secs(1),
+            swap_slots: 0,
+            break_reserve: 5,
+            secret: 0,
+        }
+    }
 }
 
 /// Kinds of faults counted per VM.
@@ -63,6 +123,23 @@ pub struct Vm {
     pub balloon_target: u64,
     /// Last statistics of the guest.
     pub guest: GuestStats,
+    /// What the user fixed the balloon at.
+    pub balloon_fixed: Option<u64>,
+    pub(crate) controller: Controller,
+    /// Working set estimate.
+    pub averages: Averages,
+    pub(crate) samples: Samples,
+    /// Pages the allocation policy wants it to have.
+    pub target: u64,
+    pub(crate) bound: TargetBound,
+    pub(crate) untaxed: u64,
+    /// Waits because memory is low and it is above its target.
+    pub blocked: bool,
+    pub(crate) scan_tokens: Tokens,
+    /// Pages scanned and merged.
+    pub scanned: u64,
+    /// Of the scanned, merged.
+    pub merged: u64,
 }
 
 impl Vm {
@@ -77,11 +154,16 @@ impl Vm {
     }
 }
 
+/// Pages watched in the current sampling period.
+pub(crate) type Samples = heapless::Vec<u32, 128>;
+
 /// What becomes of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The page is mapped for the access asked.
     Mapped,
+    /// The page is being read from the swap area: [`Server::swap_done`] says when to try again.
+    Pending,
     /// Refused.
     Refused(Refusal),
 }
@@ -105,15 +187,52 @@ pub struct Server<'a> {
     pub(crate) zero: Frame,
     /// Frames the server took for itself one by one (the frame of zeros).
     pub(crate) own: u32,
-    pub(crate) swap_pages: u64,
+    pub(crate) share: ShareTable<'a>,
+    pub(crate) pool: Pool<'a>,
+    pub(crate) swap: SwapMap<'a>,
+    pub(crate) transfers: [Option<Transfer>; TRANSFERS],
+    /// Frames held by transfers.
+    pub(crate) moving: u32,
+    pub(crate) policy: Policy,
+    pub(crate) random: Random,
+    pub(crate) pressure: Pressure,
+    pub(crate) background: Background,
+    /// Counted since start.
+    pub counters: Counters,
+}
+
+/// Counted since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Pages the scanner looked at.
+    pub scanned: u64,
+    /// Pages merged with another page.
+    pub merged: u64,
+    /// Pages found to be zeros and merged with the frame of zeros.
+    pub merged_zero: u64,
+    /// Same hash, other contents.
+    pub false_matches: u64,
+    /// Pages merged instead of being compressed or swapped out.
+    pub merged_for_room: u64,
+    /// Pages compressed.
+    pub compressed: u64,
+    /// Writes to the swap area started.
+    pub swapped_out: u64,
+    /// Reads from the swap area started.
+    pub swapped_in: u64,
+    /// Transfers that failed.
+    pub swap_errors: u64,
+    /// Rebalances.
+    pub rebalances: u64,
 }
 
 impl<'a> Server<'a> {
     /// A server over wholly free blocks. `None` if there is not one frame.
-    pub fn new(tables: Tables<'a>, mechanism: &mut impl Mechanism) -> Option<Self> {
+    pub fn new(tables: Tables<'a>, policy: Policy, mechanism: &mut impl Mechanism) -> Option<Self> {
         let mut ledger = Ledger::new(tables.blocks);
         let zero = ledger.allocate_any()?;
         mechanism.zero(zero);
+        let total = u64::from(ledger.total());
         Some(Self {
             ledger,
             entries: tables.entries,
@@ -121,7 +240,16 @@ impl<'a> Server<'a> {
             vms: [const { None }; MAX_VMS],
             zero,
             own: 1,
-            swap_pages: 0,
+            share: ShareTable::new(tables.records, tables.buckets),
+            pool: Pool::new(tables.pool),
+            swap: SwapMap::new(tables.swap, policy.swap_slots),
+            transfers: [None; TRANSFERS],
+            moving: 0,
+            policy,
+            random: Random::new(policy.secret),
+            pressure: Pressure::new(Thresholds::of(total)),
+            background: Background::default(),
+            counters: Counters::default(),
         })
     }
 
@@ -151,7 +279,7 @@ impl<'a> Server<'a> {
     }
 
     fn supply(&self) -> Supply {
-        Supply { memory: self.total() - u64::from(self.own), swap: self.swap_pages }
+        Supply { memory: self.total() - u64::from(self.own), swap: u64::from(self.swap.slots()) }
     }
 
     /// Admits a VM and keeps memory for its tables; they are made by [`Self::open`].
@@ -190,7 +318,19 @@ impl<'a> Server<'a> {
             balloon_ready: false,
             balloon_target: 0,
             guest: GuestStats::default(),
+            balloon_fixed: None,
+            controller: Controller::new(),
+            averages: Averages::new(),
+            samples: Samples::new(),
+            target: memory.controls.limit.0,
+            bound: TargetBound::Limit,
+            untaxed: memory.controls.limit.0,
+            blocked: false,
+            scan_tokens: Tokens::default(),
+            scanned: 0,
+            merged: 0,
         });
+        self.background.trigger(Trigger::Added);
         let range = base as usize..base as usize + memory.size.0 as usize;
         self.entries[range].fill(Entry::ABSENT);
         let first = (base / FRAMES_PER_BLOCK) as usize;
@@ -275,6 +415,7 @@ impl<'a> Server<'a> {
             record.memory.controls = controls;
             record.claim = claim;
         }
+        self.background.trigger(Trigger::Controls);
         Ok(())
     }
 
@@ -290,10 +431,11 @@ impl<'a> Server<'a> {
             self.forget(vm, index);
         }
         self.vms[vm.0 as usize] = None;
+        self.background.trigger(Trigger::Removed);
         while let Some(block) = mechanism.take_block() {
             self.ledger.release_block(block);
         }
-        self.free() - before
+        self.free().saturating_sub(before)
     }
 
     /// The guest was reset: every page becomes absent.
@@ -306,9 +448,13 @@ impl<'a> Server<'a> {
         }
         if let Some(record) = &mut self.vms[vm.0 as usize] {
             record.balloon_ready = false;
+            record.balloon_target = 0;
+            record.controller.reset();
+            record.samples.clear();
+            record.averages = Averages::new();
             record.guest = GuestStats::default();
         }
-        self.free() - before
+        self.free().saturating_sub(before)
     }
 
     fn give_block(&mut self, mechanism: &mut impl Mechanism) -> bool {
@@ -347,11 +493,15 @@ impl<'a> Server<'a> {
             PageState::Private => {
                 self.ledger.free_frame(Frame(entry.value()));
             }
+            PageState::Shared => {
+                if let Some(frame) = self.share.drop_reference(entry.value()) {
+                    self.ledger.free_frame(frame);
+                }
+            }
+            PageState::Compressed => self.free_compressed(entry.value()),
+            PageState::Swapped => self.swap.free(entry.value()),
+            PageState::InFlight => self.orphan(entry.value()),
             PageState::Absent | PageState::Zero | PageState::Ballooned => {}
-            PageState::Shared
-            | PageState::Compressed
-            | PageState::Swapped
-            | PageState::InFlight => {}
         }
     }
 
@@ -367,7 +517,7 @@ impl<'a> Server<'a> {
 
     /// A frame for a page, from its region's reservation if it can be.
     #[inline]
-    fn allocate(&mut self, vm: VmId, base: u32, index: u32) -> Option<Frame> {
+    pub(crate) fn allocate(&mut self, vm: VmId, base: u32, index: u32) -> Option<Frame> {
         let region = index / FRAMES_PER_BLOCK;
         let hint = &mut self.regions[(base / FRAMES_PER_BLOCK + region) as usize];
         let (frame, block) =
@@ -403,6 +553,11 @@ impl<'a> Server<'a> {
     /// First touch.
     #[inline]
     fn fill(&mut self, page: Page, base: u32, mechanism: &mut impl Mechanism) -> Fault {
+        if self.ledger.free() <= self.background.fill_floor
+            && let Err(refusal) = self.make_room(page.vm, mechanism)
+        {
+            return Fault::Refused(refusal);
+        }
         let Some(frame) = self.allocate(page.vm, base, page.index) else {
             return Fault::Refused(Refusal::NoMemory);
         };
@@ -416,7 +571,7 @@ impl<'a> Server<'a> {
         Fault::Mapped
     }
 
-    fn set_mapped(&mut self, page: Page, base: u32, writable: bool, kind: FaultKind) {
+    pub(crate) fn set_mapped(&mut self, page: Page, base: u32, writable: bool, kind: FaultKind) {
         let entry = &mut self.entries[(base + page.index) as usize];
         *entry = entry.mapped(writable);
         if let Some(record) = &mut self.vms[page.vm.0 as usize] {
@@ -426,7 +581,7 @@ impl<'a> Server<'a> {
 
     /// Maps a page, giving kernel object memory as it is asked for.
     #[inline]
-    fn map(
+    pub(crate) fn map(
         &mut self,
         page: Page,
         frame: Frame,
@@ -495,17 +650,39 @@ impl<'a> Server<'a> {
                 };
                 match done {
                     Ok(()) => {
+                        if entry.is_sampled()
+                            && let Some(record) = &mut self.vms[page.vm.0 as usize]
+                        {
+                            record.averages.touch(1);
+                        }
                         self.set_mapped(page, base, true, FaultKind::Remap);
                         Fault::Mapped
                     }
                     Err(refusal) => Fault::Refused(refusal),
                 }
             }
-            PageState::Zero
-            | PageState::Shared
-            | PageState::Compressed
-            | PageState::Swapped
-            | PageState::InFlight => Fault::Refused(Refusal::Lost),
+            PageState::Zero | PageState::Shared if write => self.break_share(page, base, mechanism),
+            PageState::Zero | PageState::Shared => {
+                if entry.is_mapped() {
+                    return Fault::Mapped;
+                }
+                let frame = self.frame_of(entry);
+                match self.map(page, frame, false, mechanism) {
+                    Ok(()) => {
+                        if entry.is_sampled()
+                            && let Some(record) = &mut self.vms[page.vm.0 as usize]
+                        {
+                            record.averages.touch(1);
+                        }
+                        self.set_mapped(page, base, false, FaultKind::Remap);
+                        Fault::Mapped
+                    }
+                    Err(refusal) => Fault::Refused(refusal),
+                }
+            }
+            PageState::Compressed => self.decompress(page, base, access, mechanism),
+            PageState::Swapped => self.swap_in(page, access, mechanism),
+            PageState::InFlight => self.touch_in_flight(page, base, mechanism),
         }
     }
 
@@ -545,6 +722,7 @@ impl<'a> Server<'a> {
     pub(crate) fn frame_of(&self, entry: Entry) -> Frame {
         match entry.state() {
             PageState::Private => Frame(entry.value()),
+            PageState::Shared => self.share.frame(entry.value()).unwrap_or(self.zero),
             _ => self.zero,
         }
     }
@@ -650,9 +828,20 @@ impl<'a> Server<'a> {
                 let Some(Some(record)) = self.vms.get_mut(vm.0 as usize) else {
                     return MemReply::Error(MemError::NoSuchVm);
                 };
-                record.balloon_target = target.map_or(0, |pages| pages.0.min(record.memory.size.0));
+                let size = record.memory.size.0;
+                record.balloon_fixed = target.map(|pages| pages.0.min(size));
+                record.balloon_target = record.balloon_fixed.unwrap_or(0);
                 mechanism.signal_vmm(vm);
                 MemReply::Done
+            }
+            MemRequest::SetTax { permille } if permille <= admission::TAX_MAX => {
+                self.policy.tax = permille;
+                self.background.trigger(Trigger::Controls);
+                MemReply::Done
+            }
+            MemRequest::SetTax { .. } => MemReply::Error(MemError::BadControls),
+            MemRequest::Explain { vm } => {
+                self.explain(vm).map_or(MemReply::Error(MemError::NoSuchVm), MemReply::Explanation)
             }
             MemRequest::Machine => MemReply::Machine(self.machine_stats()),
             MemRequest::Stats { vm } => {
@@ -682,14 +871,28 @@ impl<'a> Server<'a> {
     pub fn machine_stats(&self) -> MachineStats {
         let private: u64 = self.vms.iter().flatten().map(|vm| vm.count(PageState::Private)).sum();
         let claims = self.vms.iter().flatten().map(|vm| vm.claim.reservation + vm.claim.overhead);
+        let count = |state| -> u64 { self.vms.iter().flatten().map(|vm| vm.count(state)).sum() };
+        let (shared, zero) = (count(PageState::Shared), count(PageState::Zero));
+        let common = u64::from(self.share.shared());
         MachineStats {
             total: self.total(),
             free: self.free(),
-            guest: private,
+            guest: private + common,
+            compressed_pool: u64::from(self.pool.frames()),
             overhead: self.held() + u64::from(self.own),
-            swap_total: self.swap_pages,
+            cow_reserve: u64::from(self.break_reserve()),
+            shared: shared + zero,
+            common: common + u64::from(zero > 0),
+            saved: shared.saturating_sub(common) + zero,
+            zero_saved: zero,
+            swap_total: u64::from(self.swap.slots()),
+            swap_used: u64::from(self.swap.used()),
             reserved: claims.sum(),
-            ..MachineStats::default()
+            state: self.pressure.state(),
+            tax: self.policy.tax,
+            scanned: self.counters.scanned,
+            merged: self.counters.merged + self.counters.merged_zero,
+            false_matches: self.counters.false_matches,
         }
     }
 
@@ -697,10 +900,23 @@ impl<'a> Server<'a> {
     pub fn vm_stats(&self, vm: VmId) -> Option<VmStats> {
         let record = self.vm(vm)?;
         let count = |state| record.count(state);
+        let granted = record.granted();
         Some(VmStats {
             size: record.memory.size.0,
-            granted: record.granted(),
-            consumed: count(PageState::Private),
+            granted,
+            consumed: self.charge(record),
+            touched: granted * u64::from(record.averages.touched())
+                / (record.samples.len() as u64).max(1),
+            active: record.averages.active_pages(granted),
+            average_permille: record
+                .averages
+                .all()
+                .map(|average| (u64::from(average) * 1000 / u64::from(ONE)) as u16),
+            saved: self.saved(record),
+            target: record.target,
+            swap_target: self.swap_target(record),
+            tax_paid: record.untaxed.saturating_sub(record.target),
+            blocked: record.blocked,
             states: StateCounts {
                 absent: count(PageState::Absent),
                 private: count(PageState::Private),
@@ -715,7 +931,6 @@ impl<'a> Server<'a> {
             balloon_target: record.balloon_target,
             overhead: record.claim.overhead,
             faults: record.faults,
-            ..VmStats::default()
         })
     }
 
@@ -766,7 +981,28 @@ impl<'a> Server<'a> {
             }
             private += u64::from(counts[PageState::Private as usize]);
         }
-        let all = self.free() + self.held() + u64::from(self.own) + private;
+        self.share.check()?;
+        let shared: u64 = self.vms.iter().flatten().map(|vm| vm.count(PageState::Shared)).sum();
+        let referred = (0..self.share.capacity()).filter_map(|at| self.share.references(at));
+        if referred.map(u64::from).sum::<u64>() != shared {
+            return Err("shared pages are not the records' references");
+        }
+        let compressed: u64 =
+            self.vms.iter().flatten().map(|vm| vm.count(PageState::Compressed)).sum();
+        if compressed != u64::from(self.pool.pages()) {
+            return Err("compressed pages are not the pool's");
+        }
+        let moving = self.transfers.iter().flatten().filter(|moving| moving.frame.is_some());
+        if moving.count() != self.moving as usize {
+            return Err("frames on their way are miscounted");
+        }
+        let all = self.free()
+            + self.held()
+            + u64::from(self.own)
+            + private
+            + u64::from(self.share.shared())
+            + u64::from(self.pool.frames())
+            + u64::from(self.moving);
         if all != self.total() {
             return Err("the sums of states are not the machine's memory");
         }

@@ -137,6 +137,8 @@ pub trait Kernel {
     fn enter_root(&mut self, vm: VmId, root: Slot) -> Result<(), u64>;
     /// Signals the vmm-server of a VM.
     fn signal_vmm(&mut self, vm: VmId);
+    /// Reads and clears accessed bits of `pages` pages from `gpa` on. False if that is not possible.
+    fn harvest(&mut self, root: Slot, gpa: u64, pages: u32, accessed: &mut [u64; 32]) -> bool;
 
     /// Fills a frame with zeros.
     fn zero(&mut self, frame: Frame);
@@ -624,6 +626,14 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
 
     fn signal_vmm(&mut self, vm: VmId) {
         self.kernel.signal_vmm(vm);
+    }
+
+    fn harvest(&mut self, first: Page, pages: u32, accessed: &mut [u64; 32]) -> bool {
+        if !self.spaces.get(first.vm.0 as usize).is_some_and(|space| space.open) {
+            return false;
+        }
+        let root = self.nested_root(first.vm);
+        self.kernel.harvest(root, first.gfn.gpa(), pages, accessed)
     }
 }
 

@@ -4,7 +4,9 @@ use super::*;
 use crate::ledger::{self, Block};
 use crate::model::{Content, ModelKernel};
 use crate::page::{Entry, PageState};
-use crate::server::{Fault, Server, Tables};
+use crate::server::{Fault, Policy, Server, Tables};
+use crate::share::Record;
+use crate::tier::PoolFrame;
 use proptest::prelude::*;
 use protocol::mem::{GfnRange, Refusal, access, release_reason};
 use protocol::units::{Gfn, Pages};
@@ -17,6 +19,10 @@ struct Store {
     regions: Vec<u32>,
     holds: Vec<Hold>,
     spaces: Vec<Space>,
+    records: Vec<Record>,
+    buckets: Vec<u32>,
+    pool: Vec<PoolFrame>,
+    swap: Vec<u64>,
 }
 
 impl Store {
@@ -27,6 +33,10 @@ impl Store {
             regions: vec![ledger::NONE; 16],
             holds: vec![Hold::NEW; BLOCKS as usize],
             spaces: (0..MAX_VMS).map(|_| Space::NEW).collect(),
+            records: vec![Record::EMPTY; 512],
+            buckets: vec![0; 256],
+            pool: vec![PoolFrame::NONE; 64],
+            swap: vec![0; 64],
         }
     }
 
@@ -38,8 +48,12 @@ impl Store {
             blocks: &mut self.blocks,
             entries: &mut self.entries,
             regions: &mut self.regions,
+            records: &mut self.records,
+            buckets: &mut self.buckets,
+            pool: &mut self.pool,
+            swap: &mut self.swap,
         };
-        let server = Server::new(tables, &mut spaces).unwrap();
+        let server = Server::new(tables, Policy::default(), &mut spaces).unwrap();
         (server, spaces)
     }
 }

@@ -2,10 +2,14 @@
 // UNSAFETY: promises that the memory it has just mapped is mapped.
 #![expect(unsafe_code, reason = "the view and the tables are made of addresses mapped here")]
 
+use mem_server::hash::mix;
 use mem_server::ledger::{self, Block};
 use mem_server::page::{Entry, FRAMES_PER_BLOCK};
-use mem_server::server::{Server, Tables};
+use mem_server::policy::estimator::Source;
+use mem_server::server::{Policy, Server, Tables};
+use mem_server::share::{RECORDS_MAX, Record};
 use mem_server::spaces::{Hold, Layout, SLAB_BITS, Space, Spaces, TOP_BITS};
+use mem_server::tier::PoolFrame;
 use protocol::slots;
 use protocol::startup::{MemStart, Startup};
 use protocol::units::{LARGE_PAGE_SIZE, MAX_VMS};
@@ -57,15 +61,41 @@ impl Free {
 /// The running server's two halves.
 pub type Running = (Server<'static>, Spaces<'static, Calls>);
 
+/// Frames per sharing record: more records find equal pages sooner and cost more metadata (16 bytes and a
+/// bucket of 4 each, so 0.1 % of memory).
+const FRAMES_PER_RECORD: usize = 5;
+/// Frames per frame the compressed pool may hold.
+const FRAMES_PER_POOL: usize = 10;
+
+/// Entries of the tables for so many frames.
+struct Counts {
+    entries: usize,
+    records: usize,
+    pool: usize,
+}
+
+impl Counts {
+    fn of(frames: usize) -> Self {
+        Self {
+            entries: frames * OVERCOMMIT as usize,
+            records: (frames / FRAMES_PER_RECORD).min(RECORDS_MAX as usize),
+            pool: frames / FRAMES_PER_POOL,
+        }
+    }
+}
+
 /// Bytes of tables per block, and once.
 fn table_bytes(blocks: u64) -> u64 {
     let frames = blocks * u64::from(FRAMES_PER_BLOCK);
-    let entries = frames * u64::from(OVERCOMMIT);
+    let counts = Counts::of(frames as usize);
     let per_block = (size_of::<Block>() + size_of::<Hold>()) as u64 * blocks;
-    let entries_bytes = entries * size_of::<Entry>() as u64
-        + entries / u64::from(FRAMES_PER_BLOCK) * size_of::<u32>() as u64;
+    let bytes = counts.entries * size_of::<Entry>()
+        + counts.entries / FRAMES_PER_BLOCK as usize * size_of::<u32>()
+        + counts.records * (size_of::<Record>() + size_of::<u32>())
+        + counts.pool * size_of::<PoolFrame>()
+        + size_of::<Space>() * MAX_VMS;
     // A page for the alignment of each table.
-    per_block + entries_bytes + (size_of::<Space>() * MAX_VMS) as u64 + 5 * 4096
+    per_block + bytes as u64 + 8 * 4096
 }
 
 /// Builds everything.
@@ -177,13 +207,18 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
     // again before they come back to the ledger; 2. the area is the server's to arrange and `start` runs once.
     let view = unsafe { View::new(managed as u32) };
     let managed = managed as usize;
-    let entries = managed * FRAMES_PER_BLOCK as usize * OVERCOMMIT as usize;
+    let counts = Counts::of(managed * FRAMES_PER_BLOCK as usize);
     let tables = (|| {
         Some((
             Tables {
                 blocks: memory.take(managed, || Block::EMPTY)?,
-                entries: memory.take(entries, || Entry::ABSENT)?,
-                regions: memory.take(entries / FRAMES_PER_BLOCK as usize, || ledger::NONE)?,
+                entries: memory.take(counts.entries, || Entry::ABSENT)?,
+                regions: memory
+                    .take(counts.entries / FRAMES_PER_BLOCK as usize, || ledger::NONE)?,
+                records: memory.take(counts.records, || Record::EMPTY)?,
+                buckets: memory.take(counts.records, || 0)?,
+                pool: memory.take(counts.pool, || PoolFrame::NONE)?,
+                swap: memory.take(0, || 0)?,
             },
             memory.take(managed, || Hold::NEW)?,
             memory.take(MAX_VMS, || Space::NEW)?,
@@ -191,6 +226,13 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
     })();
     let (tables, holds, spaces) = tables.ok_or(StartError::NoMemory)?;
     let mut spaces = Spaces::new(Calls::new(top, view), layout, holds, spaces);
-    let server = Server::new(tables, &mut spaces).ok_or(StartError::NoMemory)?;
+    let policy = Policy {
+        scan_rate: given.policy.scan_pages_per_second,
+        source: if given.policy.harvest { Source::Harvest } else { Source::Sampling },
+        // Not known to guests: the moment of the start, in ticks.
+        secret: mix(runtime::clock::tsc()),
+        ..Policy::default()
+    };
+    let server = Server::new(tables, policy, &mut spaces).ok_or(StartError::NoMemory)?;
     Ok((server, spaces))
 }

@@ -5,6 +5,7 @@ use mem_server::spaces::{Kernel, Level, Object, SLAB_BITS, Slot, TOP_BITS};
 use protocol::slots;
 use protocol::startup::GUEST_WINDOW;
 use protocol::units::{PAGE_SIZE, VmId};
+use sel4::vcpu::harvest::CLEAR_ACCESSED;
 use sel4::{
     AbsoluteCPtr, Cap, CapRights, Error, ObjectBlueprint, ObjectBlueprintBallast,
     ObjectBlueprintX64, ObjectBlueprintX86, VmAttributes, cap,
@@ -176,6 +177,13 @@ impl Kernel for Calls {
 
     fn signal_vmm(&mut self, vm: VmId) {
         cap::Notification::from_bits(vm_slot(vm, slots::MEM_VM_NOTIFY)).signal();
+    }
+
+    fn harvest(&mut self, root: Slot, gpa: u64, pages: u32, accessed: &mut [u64; 32]) -> bool {
+        let mut dirty = [0; 32];
+        cap::NptPml4::from_bits(root)
+            .npt_harvest(gpa, u64::from(pages), CLEAR_ACCESSED, accessed, &mut dirty)
+            .is_ok()
     }
 
     #[inline]

@@ -25,8 +25,8 @@ const WINDOW_BYTES: u64 = 64 << 30;
 const VM_FAULT: u64 = 6;
 /// Bit of the page-fault error code: the access was a write.
 const FAULT_WRITE: u64 = 2;
-/// How often counters are published.
-const PUBLISH_PERIOD: Nanos = Nanos::from_millis(100);
+/// How often background work is done and counters are published.
+const TICK: Nanos = Nanos::from_millis(100);
 const TIMER: cap::Timer = Cap::from_bits(slots::TIMER);
 
 struct State {
@@ -75,6 +75,8 @@ impl State {
                 let fault = self.server.fault_in(vm, Gfn(msg[0]), msg[1], &mut self.spaces);
                 match fault {
                     Fault::Mapped => words(0, [0; 4], 0),
+                    // There is no swap area yet; a caller that is told to wait tries again.
+                    Fault::Pending => words(Refusal::NoMemory as u64, [0; 4], 0),
                     Fault::Refused(refusal) => {
                         self.report(vm, Gfn(msg[0]), refusal);
                         words(refusal as u64, [0; 4], 0)
@@ -112,7 +114,10 @@ impl State {
             let gfn = Gfn::containing(offset);
             let write = code & FAULT_WRITE != 0;
             match self.server.window_fault(vm, gfn, write, &mut self.spaces) {
-                Fault::Mapped => return Some(words(0, [0; 4], 0)),
+                // Without the page the thread faults again at once, which is waiting.
+                Fault::Mapped | Fault::Pending | Fault::Refused(Refusal::NoMemory) => {
+                    return Some(words(0, [0; 4], 0));
+                }
                 Fault::Refused(refusal) => self.report(vm, gfn, refusal),
             }
         }
@@ -143,6 +148,9 @@ impl State {
             }
         }
         if signals & notify::TIMER != 0 {
+            if let Some(event) = self.server.tick(runtime::clock::now(), &mut self.spaces) {
+                tell_root(&RootRequest::MemEvent(event));
+            }
             self.publish();
             arm_timer();
         }
@@ -186,7 +194,7 @@ fn released(released: Released) -> Answer {
 }
 
 fn arm_timer() {
-    let deadline = Nanos(runtime::clock::now().0.saturating_add(PUBLISH_PERIOD.0));
+    let deadline = Nanos(runtime::clock::now().0.saturating_add(TICK.0));
     if TIMER.timer_arm(runtime::clock::deadline_ticks(deadline)).is_err() {
         defmt::error!("the timer cannot be armed: counters stand still");
     }

@@ -1,0 +1,443 @@
+//! What the server does without being asked: pressure, rebalance, balloons, sampling, scanning, reclaiming.
+
+use protocol::mem::{Explanation, MemEvent, PressureState, TargetBound, Trigger};
+use protocol::units::{MAX_VMS, Nanos, Pages, VmId};
+
+use crate::mechanism::{Mechanism, Page};
+use crate::page::{Entry, PageState};
+use crate::policy::allocation::{Demand, Target, divide, taxed_shares};
+use crate::policy::estimator::{SAMPLES, Source};
+use crate::reclaim::Reclaimed;
+use crate::server::Server;
+use crate::sharing::Scanned;
+
+/// Pages reclaimed by paging in one tick at most, per VM.
+const RECLAIM_BATCH: u64 = 256;
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+/// Pages of one harvest call.
+const HARVEST_PAGES: u32 = 2048;
+
+/// A token bucket: never gives out more than rate times time, plus what it holds at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Tokens times [`SECOND`].
+    level: u64,
+    last: Nanos,
+}
+
+impl Tokens {
+    /// Fills up for the time since the last call; holds at most what `burst` brings.
+    pub fn refill(&mut self, now: Nanos, rate: u32, burst: Nanos) {
+        let elapsed = now.0.saturating_sub(self.last.0).min(burst.0);
+        self.last = now;
+        let most = u64::from(rate).saturating_mul(burst.0);
+        self.level = self.level.saturating_add(u64::from(rate).saturating_mul(elapsed)).min(most);
+    }
+
+    /// Takes one token if there is one.
+    pub const fn take(&mut self) -> bool {
+        if self.level < SECOND {
+            return false;
+        }
+        self.level -= SECOND;
+        true
+    }
+
+    /// Whole tokens it holds.
+    pub const fn whole(&self) -> u64 {
+        self.level / SECOND
+    }
+}
+
+/// State of the background work.
+#[derive(Clone, Copy, Debug)]
+pub struct Background {
+    /// Frames only copy-on-write breaks may use.
+    pub(crate) break_reserve: u32,
+    /// First touches make room when no more than this is free.
+    pub(crate) fill_floor: u32,
+    trigger: Option<Trigger>,
+    last_trigger: Trigger,
+    rebalanced: Nanos,
+    ballooned: Nanos,
+    sampled: Nanos,
+    scan_tokens: Tokens,
+    scan_hand: u16,
+    budget: u64,
+    level: u64,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Self {
+            break_reserve: 0,
+            fill_floor: 0,
+            trigger: None,
+            last_trigger: Trigger::Controls,
+            rebalanced: Nanos(0),
+            ballooned: Nanos(0),
+            sampled: Nanos(0),
+            scan_tokens: Tokens::default(),
+            scan_hand: 0,
+            budget: 0,
+            level: 0,
+        }
+    }
+}
+
+impl Background {
+    /// Targets are computed anew at the next tick.
+    pub(crate) const fn trigger(&mut self, trigger: Trigger) {
+        self.trigger = Some(trigger);
+    }
+}
+
+/// Longest time whose scanning may be made up for at once.
+const SCAN_BURST: Nanos = Nanos::from_millis(100);
+
+impl Server<'_> {
+    /// Does what is due at `now`; call it at least every 100 ms. Answers what the user should hear.
+    pub fn tick(&mut self, now: Nanos, mechanism: &mut impl Mechanism) -> Option<MemEvent> {
+        self.size_reserves();
+        let free = self.free();
+        let event = self.pressure.update(free).map(|from| {
+            self.background.trigger(Trigger::Threshold);
+            MemEvent::Pressure { from, to: self.pressure.state(), free: Pages(free) }
+        });
+        if now.0 >= self.background.sampled.0.saturating_add(self.policy.sample_period.0) {
+            self.background.sampled = now;
+            self.sample(mechanism);
+        }
+        if now.0 >= self.background.rebalanced.0.saturating_add(self.policy.rebalance_period.0) {
+            self.background.trigger.get_or_insert(Trigger::Periodic);
+        }
+        if let Some(trigger) = self.background.trigger.take() {
+            self.background.rebalanced = now;
+            self.background.last_trigger = trigger;
+            self.rebalance();
+        }
+        if now.0 >= self.background.ballooned.0.saturating_add(self.policy.balloon_period.0) {
+            self.background.ballooned = now;
+            self.steer_balloons(mechanism);
+        }
+        self.reclaim(mechanism);
+        self.scan(now, mechanism);
+        self.block_and_wake(mechanism);
+        event
+    }
+
+    /// Puts frames by for copy-on-write breaks: a part of memory, but never more than there are pages to break.
+    fn size_reserves(&mut self) {
+        let breakable: u64 = self
+            .vms
+            .iter()
+            .flatten()
+            .map(|vm| vm.count(PageState::Shared) + vm.count(PageState::Zero))
+            .sum();
+        let most = self.total() * u64::from(self.policy.break_reserve) / 1000;
+        self.background.break_reserve = breakable.min(most) as u32;
+        self.background.fill_floor = self.background.break_reserve;
+    }
+
+    fn demand(&self, vm: VmId) -> Option<Demand> {
+        let record = self.vm(vm)?;
+        let controls = &record.memory.controls;
+        let charged = self.charge(record);
+        Some(Demand {
+            shares: controls.shares,
+            reservation: controls.reservation.0,
+            limit: controls.limit.0,
+            active: record.averages.active_pages(charged),
+            tax: controls.tax.unwrap_or(self.policy.tax),
+        })
+    }
+
+    /// Computes every VM's target.
+    pub fn rebalance(&mut self) {
+        let mut demands = [Demand::default(); MAX_VMS];
+        let mut ids = [VmId(0); MAX_VMS];
+        let mut count = 0;
+        for vm in (0..MAX_VMS as u16).map(VmId) {
+            if let Some(demand) = self.demand(vm) {
+                (demands[count], ids[count]) = (demand, vm);
+                count += 1;
+            }
+        }
+        // Targets in every state drive free memory above `high`.
+        let fixed = self.held() + u64::from(self.own) + self.pressure.thresholds().high;
+        let budget = self.total().saturating_sub(fixed);
+        let mut targets = [Target::default(); MAX_VMS];
+        let mut untaxed = [Target::default(); MAX_VMS];
+        self.background.level = divide(budget, &demands[..count], &mut targets[..count]);
+        self.background.budget = budget;
+        for demand in &mut demands[..count] {
+            demand.tax = 0;
+        }
+        divide(budget, &demands[..count], &mut untaxed[..count]);
+        for at in 0..count {
+            if let Some(record) = &mut self.vms[ids[at].0 as usize] {
+                record.target = targets[at].pages;
+                record.bound = targets[at].bound;
+                record.untaxed = untaxed[at].pages;
+            }
+        }
+        self.counters.rebalances += 1;
+    }
+
+    /// Every term behind a VM's target.
+    pub fn explain(&self, vm: VmId) -> Option<Explanation> {
+        let record = self.vm(vm)?;
+        let demand = self.demand(vm)?;
+        Some(Explanation {
+            stats: self.vm_stats(vm)?,
+            controls: record.memory.controls,
+            taxed_shares: taxed_shares(&demand, self.charge(record)),
+            tax: demand.tax,
+            budget: self.background.budget,
+            sum_reservations: self
+                .vms
+                .iter()
+                .flatten()
+                .map(|vm| vm.memory.controls.reservation.0)
+                .sum(),
+            level_milli: ((u128::from(self.background.level) * 1000) >> 32) as u64,
+            bound: record.bound,
+            untaxed_target: record.untaxed,
+            at: self.background.rebalanced,
+            trigger: self.background.last_trigger,
+        })
+    }
+
+    fn steer_balloons(&mut self, mechanism: &mut impl Mechanism) {
+        let state = self.pressure.state();
+        for vm in (0..MAX_VMS as u16).map(VmId) {
+            let Some(record) = self.vm(vm) else { continue };
+            if !record.balloon_ready || record.balloon_fixed.is_some() {
+                continue;
+            }
+            let (size, limit) = (record.memory.size.0, record.memory.controls.limit.0);
+            let held = record.count(PageState::Ballooned);
+            let above = self.charge(record).saturating_sub(record.target);
+            let wanted = match state {
+                // Nothing is reclaimed: a balloon may only shrink towards what the target leaves.
+                PressureState::High => held.min(size.saturating_sub(record.target)),
+                _ if above > 0 => held + above,
+                _ => held.min(size.saturating_sub(record.target)),
+            };
+            let wanted = wanted.max(size - limit);
+            let Some(record) = &mut self.vms[vm.0 as usize] else { continue };
+            let target = record.controller.step(size, held, wanted, &record.guest);
+            if target != record.balloon_target {
+                record.balloon_target = target;
+                mechanism.signal_vmm(vm);
+            }
+        }
+    }
+
+    /// Ends the sampling period of every VM and begins the next.
+    fn sample(&mut self, mechanism: &mut impl Mechanism) {
+        for vm in (0..MAX_VMS as u16).map(VmId) {
+            if self.vm(vm).is_none() {
+                continue;
+            }
+            match self.policy.source {
+                Source::Sampling => self.sample_by_faults(vm, mechanism),
+                Source::Harvest => self.sample_by_bits(vm, mechanism),
+            }
+        }
+    }
+
+    fn sample_by_faults(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
+        let Some(record) = &mut self.vms[vm.0 as usize] else { return };
+        record.averages.end();
+        let (base, size) = (record.base, record.memory.size.0 as u32);
+        // Pages not touched stay unmapped, but are no longer counted when they are.
+        let samples = core::mem::take(&mut record.samples);
+        for index in samples {
+            let entry = &mut self.entries[(base + index) as usize];
+            if entry.is_sampled() {
+                *entry = entry.unmapped_plain();
+            }
+        }
+        let resident = self.vm(vm).map_or(0, |record| record.granted());
+        if resident == 0 {
+            return;
+        }
+        let mut taken = 0;
+        for _ in 0..SAMPLES * 16 {
+            if taken == SAMPLES {
+                break;
+            }
+            let index = self.random.below(size);
+            let entry = self.entries[(base + index) as usize];
+            let resident =
+                matches!(entry.state(), PageState::Private | PageState::Shared | PageState::Zero);
+            if !resident || entry.is_sampled() {
+                continue;
+            }
+            self.unmap(vm, index, mechanism);
+            let entry: &mut Entry = &mut self.entries[(base + index) as usize];
+            *entry = entry.sampled();
+            if let Some(record) = &mut self.vms[vm.0 as usize]
+                && record.samples.push(index).is_err()
+            {
+                break;
+            }
+            taken += 1;
+        }
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.averages.begin(taken);
+        }
+    }
+
+    fn sample_by_bits(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
+        let Some(record) = self.vm(vm) else { return };
+        let memory = record.memory;
+        let (size, granted) = (memory.size.0 as u32, record.granted() as u32);
+        let mut accessed = [0; 32];
+        let mut touched = 0;
+        let low = memory.low.0 as u32;
+        let mut first = 0;
+        while first < size {
+            // One call must not reach over the device hole.
+            let end = if first < low { low } else { size };
+            let pages = HARVEST_PAGES.min(end - first);
+            let page = Page { vm, index: first, gfn: memory.gfn_of(first) };
+            if !mechanism.harvest(page, pages, &mut accessed) {
+                return;
+            }
+            touched += accessed.iter().map(|word| word.count_ones()).sum::<u32>();
+            first += pages;
+        }
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.averages.begin(granted);
+            record.averages.touch(touched);
+            record.averages.end();
+        }
+    }
+
+    /// Pages VMs out that are above their targets, as the state demands.
+    fn reclaim(&mut self, mechanism: &mut impl Mechanism) {
+        if self.pressure.state() == PressureState::High {
+            return;
+        }
+        for vm in (0..MAX_VMS as u16).map(VmId) {
+            let Some(record) = self.vm(vm) else { continue };
+            let wanted = self.swap_target(record).min(RECLAIM_BATCH);
+            let mut kept = 0;
+            for _ in 0..wanted {
+                let Some(index) = self.pick(vm) else { break };
+                if self.reclaim_page(vm, index, mechanism) == Reclaimed::Kept {
+                    kept += 1;
+                    // The queue to the disk is full, or nothing compresses.
+                    if kept == 4 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at random pages, as many as the budgets allow.
+    fn scan(&mut self, now: Nanos, mechanism: &mut impl Mechanism) {
+        let rate = self.policy.scan_rate;
+        self.background.scan_tokens.refill(now, rate, SCAN_BURST);
+        for record in self.vms.iter_mut().flatten() {
+            record.scan_tokens.refill(now, self.policy.scan_rate_vm, SCAN_BURST);
+        }
+        let mut idle = 0;
+        while idle < MAX_VMS && self.background.scan_tokens.whole() > 0 {
+            let vm = VmId(self.background.scan_hand);
+            self.background.scan_hand = (self.background.scan_hand + 1) % MAX_VMS as u16;
+            let ready = self.vms[vm.0 as usize].as_mut().is_some_and(|vm| vm.scan_tokens.take());
+            let Some(index) = ready.then(|| self.pick_to_scan(vm)).flatten() else {
+                idle += 1;
+                continue;
+            };
+            idle = 0;
+            self.background.scan_tokens.take();
+            let zero_before = self.zero_pages();
+            let scanned = self.scan_page(vm, index, mechanism);
+            self.counters.scanned += 1;
+            let merged = scanned == Scanned::Merged;
+            if merged && self.zero_pages() > zero_before {
+                self.counters.merged_zero += 1;
+            } else if merged {
+                self.counters.merged += 1;
+            }
+            if let Some(record) = &mut self.vms[vm.0 as usize] {
+                record.scanned += 1;
+                record.merged += u64::from(merged);
+            }
+        }
+    }
+
+    fn zero_pages(&self) -> u64 {
+        self.vms.iter().flatten().map(|vm| vm.count(PageState::Zero)).sum()
+    }
+
+    /// A random private page that may be shared; gives up after a few draws, so that a VM with nothing left costs little.
+    fn pick_to_scan(&mut self, vm: VmId) -> Option<u32> {
+        let record = self.vms[vm.0 as usize].as_ref()?;
+        if record.memory.controls.sharing == protocol::mem::Sharing::None {
+            return None;
+        }
+        let (base, size) = (record.base, record.memory.size.0 as u32);
+        (0..8).map(|_| self.random.below(size)).find(|index| {
+            let entry = self.entries[(base + index) as usize];
+            entry.state() == PageState::Private && !entry.is_ineligible()
+        })
+    }
+
+    /// In `low` VMs above their target wait; whoever may go on again is told.
+    fn block_and_wake(&mut self, mechanism: &mut impl Mechanism) {
+        let room = self.ledger.free() > self.background.fill_floor;
+        for vm in (0..MAX_VMS as u16).map(VmId) {
+            let Some(record) = self.vm(vm) else { continue };
+            let above = self.charge(record) > record.target;
+            let blocks = self.pressure.state() == PressureState::Low && above;
+            let was = record.blocked;
+            if let Some(record) = &mut self.vms[vm.0 as usize] {
+                record.blocked = blocks || was && !room;
+                if was && !record.blocked {
+                    mechanism.signal_vmm(vm);
+                }
+            }
+        }
+    }
+
+    /// Pressure now.
+    pub const fn pressure_state(&self) -> PressureState {
+        self.pressure.state()
+    }
+
+    /// What a VM's target rests on.
+    pub fn bound(&self, vm: VmId) -> Option<TargetBound> {
+        self.vm(vm).map(|record| record.bound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_bucket_never_gives_more_than_rate_and_burst(
+            rate in 0u32..100_000,
+            steps in prop::collection::vec((0u64..SECOND, 0u32..5000), 1..60),
+        ) {
+            let mut tokens = Tokens::default();
+            let burst = Nanos::from_millis(100);
+            let (mut now, mut taken) = (0u64, 0u128);
+            for (elapsed, wanted) in steps {
+                now += elapsed;
+                tokens.refill(Nanos(now), rate, burst);
+                taken += (0..wanted).filter(|_| tokens.take()).count() as u128;
+                prop_assert!(taken * u128::from(SECOND) <= u128::from(rate) * u128::from(now));
+            }
+        }
+    }
+}

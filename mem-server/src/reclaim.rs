@@ -1,0 +1,408 @@
+//! Taking memory back without the guest: share first, then compress, then swap out; and bringing it back.
+
+use protocol::mem::{PressureState, Refusal, access};
+use protocol::units::{Gfn, MAX_VMS, VmId};
+
+use crate::mechanism::{Mechanism, Page};
+use crate::page::{Entry, FRAME_BYTES, Frame, PageOp, PageState};
+use crate::server::{Fault, FaultKind, Server, Vm};
+use crate::sharing::Scanned;
+use crate::tier::{Freed, SCRATCH, Transfer, compress, pack, unpack};
+
+/// Random pages looked at for one victim.
+const PICKS: u32 = 64;
+/// Frames that emergency reclaim frees at once, so that not every fault pays for it.
+const ROOM: u32 = 16;
+/// Victims tried per frame wanted.
+const TRIES: u32 = 8;
+
+/// What became of a victim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reclaimed {
+    /// Merged with an equal page: a frame is free.
+    Merged,
+    /// Compressed: on average more than half a frame is free.
+    Compressed,
+    /// On its way to the swap area: its frame is free when it is there.
+    SwappingOut,
+    /// It stays.
+    Kept,
+}
+
+/// Who waits for a page that was read from the swap area, and how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// Whose page.
+    pub vm: VmId,
+    /// Which.
+    pub gfn: Gfn,
+    /// The fault can be tried again; otherwise the page is lost.
+    pub ok: bool,
+}
+
+impl Server<'_> {
+    /// Frames only copy-on-write breaks may use.
+    pub const fn break_reserve(&self) -> u32 {
+        self.background.break_reserve
+    }
+
+    /// Pages charged to a VM: its own frames, its part of shared ones, its quarters of the compressed pool.
+    pub(crate) fn charge(&self, record: &Vm) -> u64 {
+        let shared = record.count(PageState::Shared);
+        let all: u64 = self.vms.iter().flatten().map(|vm| vm.count(PageState::Shared)).sum();
+        let common = u64::from(self.share.shared());
+        let compressed = record.count(PageState::Compressed);
+        let packed = u64::from(self.pool.frames());
+        record.count(PageState::Private)
+            + record.count(PageState::InFlight)
+            + (shared * common).checked_div(all).unwrap_or(0)
+            + (compressed * packed).div_ceil(u64::from(self.pool.pages()).max(1))
+    }
+
+    /// Memory that sharing saves a VM.
+    pub(crate) fn saved(&self, record: &Vm) -> u64 {
+        let shared = record.count(PageState::Shared);
+        let all: u64 = self.vms.iter().flatten().map(|vm| vm.count(PageState::Shared)).sum();
+        let common = u64::from(self.share.shared());
+        record.count(PageState::Zero) + shared - (shared * common).checked_div(all).unwrap_or(0)
+    }
+
+    /// Pages of a VM that paging should take in the current state.
+    pub(crate) fn swap_target(&self, record: &Vm) -> u64 {
+        let above = self.charge(record).saturating_sub(record.target);
+        match self.pressure.state() {
+            PressureState::High => 0,
+            // Paging only where the balloon does not work.
+            PressureState::Soft if record.balloon_ready && !record.controller.is_deaf() => 0,
+            _ => above,
+        }
+    }
+
+    /// A random page of a VM that holds a frame of its own.
+    pub(crate) fn pick(&mut self, vm: VmId) -> Option<u32> {
+        let record = self.vms[vm.0 as usize].as_ref()?;
+        if record.count(PageState::Private) == 0 {
+            return None;
+        }
+        let (base, size) = (record.base, record.memory.size.0 as u32);
+        for _ in 0..PICKS {
+            let index = self.random.below(size);
+            if self.entries[(base + index) as usize].state() == PageState::Private {
+                return Some(index);
+            }
+        }
+        // Few private pages: the next one after a random place.
+        let start = self.random.below(size);
+        (0..size)
+            .map(|step| (start + step) % size)
+            .find(|index| self.entries[(base + index) as usize].state() == PageState::Private)
+    }
+
+    /// Takes one page of a VM out of memory.
+    pub fn reclaim_page(
+        &mut self,
+        vm: VmId,
+        index: u32,
+        mechanism: &mut impl Mechanism,
+    ) -> Reclaimed {
+        if self.scan_page(vm, index, mechanism) == Scanned::Merged {
+            self.counters.merged_for_room += 1;
+            return Reclaimed::Merged;
+        }
+        if self.compress(vm, index, mechanism) {
+            return Reclaimed::Compressed;
+        }
+        if self.swap_out(vm, index, mechanism) {
+            return Reclaimed::SwappingOut;
+        }
+        Reclaimed::Kept
+    }
+
+    /// Frees a few frames for `vm` at once. The victims are its own pages if it is above its target, otherwise those of
+    /// whoever is furthest above.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoMemory`] if there is still not one frame more than the reserve: the caller waits.
+    #[cold]
+    pub(crate) fn make_room(
+        &mut self,
+        vm: VmId,
+        mechanism: &mut impl Mechanism,
+    ) -> Result<(), Refusal> {
+        let wanted = self.background.break_reserve + ROOM;
+        for _ in 0..ROOM * TRIES {
+            if self.ledger.free() >= wanted {
+                break;
+            }
+            let Some(victim) = self.furthest_above(vm) else { break };
+            let Some(index) = self.pick(victim) else { break };
+            self.reclaim_page(victim, index, mechanism);
+        }
+        if self.ledger.free() > self.background.break_reserve {
+            return Ok(());
+        }
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.blocked = true;
+        }
+        Err(Refusal::NoMemory)
+    }
+
+    /// The VM to take from: furthest above its target; `asking` if none is above.
+    fn furthest_above(&self, asking: VmId) -> Option<VmId> {
+        let above = |vm: VmId| -> u64 {
+            self.vm(vm).map_or(0, |record| self.charge(record).saturating_sub(record.target))
+        };
+        let furthest = (0..MAX_VMS as u16).map(VmId).max_by_key(|vm| above(*vm))?;
+        Some(if above(furthest) > 0 { furthest } else { asking })
+    }
+
+    /// Packs a private page into the compressed pool.
+    fn compress(&mut self, vm: VmId, index: u32, mechanism: &mut impl Mechanism) -> bool {
+        let Some(record) = self.vm(vm) else { return false };
+        let entry = self.entries[(record.base + index) as usize];
+        if entry.state() != PageState::Private {
+            return false;
+        }
+        let frame = Frame(entry.value());
+        self.unmap(vm, index, mechanism);
+        let mut page = [0; FRAME_BYTES];
+        let mut packed = [0; SCRATCH];
+        mechanism.load(frame, &mut page);
+        let Some(length) = compress(&page, &mut packed) else { return false };
+        let handle = match self.pool.place(length) {
+            Some(handle) => handle,
+            None => {
+                let Some(new) = self.ledger.allocate_any() else { return false };
+                match self.pool.place_in_new(length, new) {
+                    Some(handle) => handle,
+                    None => {
+                        self.ledger.free_frame(new);
+                        return false;
+                    }
+                }
+            }
+        };
+        let (to, offset) = self.pool.locate(handle);
+        mechanism.load(to, &mut page);
+        pack(&mut page, offset, &packed[..length]);
+        mechanism.store(to, &page);
+        self.change(vm, index, PageOp::Compress, handle);
+        self.ledger.free_frame(frame);
+        self.counters.compressed += 1;
+        true
+    }
+
+    pub(crate) fn free_compressed(&mut self, handle: u32) {
+        if let Freed::Frame(frame) = self.pool.free(handle) {
+            self.ledger.free_frame(frame);
+        }
+    }
+
+    /// A frame for a page that comes back.
+    fn frame_for_return(
+        &mut self,
+        page: Page,
+        mechanism: &mut impl Mechanism,
+    ) -> Result<Frame, Refusal> {
+        if self.ledger.free() <= self.background.fill_floor {
+            self.make_room(page.vm, mechanism)?;
+        }
+        let base = self.vm(page.vm).map_or(0, |record| record.base);
+        self.allocate(page.vm, base, page.index).ok_or(Refusal::NoMemory)
+    }
+
+    /// The guest touches a compressed page.
+    pub(crate) fn decompress(
+        &mut self,
+        page: Page,
+        base: u32,
+        access: u64,
+        mechanism: &mut impl Mechanism,
+    ) -> Fault {
+        let frame = match self.frame_for_return(page, mechanism) {
+            Ok(frame) => frame,
+            Err(refusal) => return Fault::Refused(refusal),
+        };
+        let handle = self.entries[(base + page.index) as usize].value();
+        if access & access::OVERWRITE == 0 {
+            let (from, offset) = self.pool.locate(handle);
+            let mut packed = [0; FRAME_BYTES];
+            let mut bytes = [0; FRAME_BYTES];
+            mechanism.load(from, &mut packed);
+            if !unpack(&packed, offset, &mut bytes) {
+                self.ledger.free_frame(frame);
+                return Fault::Refused(Refusal::Lost);
+            }
+            mechanism.store(frame, &bytes);
+        } else {
+            mechanism.zero(frame);
+        }
+        self.free_compressed(handle);
+        self.change(page.vm, page.index, PageOp::Decompress, frame.0);
+        match self.map(page, frame, true, mechanism) {
+            Ok(()) => {
+                self.set_mapped(page, base, true, FaultKind::Decompress);
+                Fault::Mapped
+            }
+            Err(refusal) => Fault::Refused(refusal),
+        }
+    }
+
+    fn free_transfer(&self) -> Option<u32> {
+        self.transfers.iter().position(Option::is_none).map(|at| at as u32)
+    }
+
+    /// Starts writing a private page to the swap area.
+    fn swap_out(&mut self, vm: VmId, index: u32, mechanism: &mut impl Mechanism) -> bool {
+        let Some(record) = self.vm(vm) else { return false };
+        let entry = self.entries[(record.base + index) as usize];
+        if entry.state() != PageState::Private {
+            return false;
+        }
+        let Some(transfer) = self.free_transfer() else { return false };
+        let Some(slot) = self.swap.take() else { return false };
+        let frame = Frame(entry.value());
+        self.unmap(vm, index, mechanism);
+        if !mechanism.swap_write(transfer, slot, frame) {
+            self.swap.free(slot);
+            return false;
+        }
+        self.change(vm, index, PageOp::SwapOut, transfer);
+        self.transfers[transfer as usize] = Some(Transfer {
+            page: Some((vm.0 as u8, index)),
+            frame: Some(frame),
+            slot,
+            out: true,
+            awaited: false,
+        });
+        self.moving += 1;
+        self.counters.swapped_out += 1;
+        true
+    }
+
+    /// The guest touches a page on the swap area.
+    pub(crate) fn swap_in(
+        &mut self,
+        page: Page,
+        access: u64,
+        mechanism: &mut impl Mechanism,
+    ) -> Fault {
+        let Some(transfer) = self.free_transfer() else {
+            return Fault::Refused(Refusal::NoMemory);
+        };
+        let frame = match self.frame_for_return(page, mechanism) {
+            Ok(frame) => frame,
+            Err(refusal) => return Fault::Refused(refusal),
+        };
+        // Making room may have used the transfer.
+        let transfer = if self.transfers[transfer as usize].is_none() {
+            Some(transfer)
+        } else {
+            self.free_transfer()
+        };
+        let base = self.vm(page.vm).map_or(0, |record| record.base);
+        let slot = self.entries[(base + page.index) as usize].value();
+        let started = transfer.filter(|transfer| mechanism.swap_read(*transfer, slot, frame));
+        let Some(transfer) = started else {
+            self.ledger.free_frame(frame);
+            return Fault::Refused(Refusal::NoMemory);
+        };
+        let _ = access;
+        self.change(page.vm, page.index, PageOp::SwapIn, transfer);
+        self.transfers[transfer as usize] = Some(Transfer {
+            page: Some((page.vm.0 as u8, page.index)),
+            frame: Some(frame),
+            slot,
+            out: false,
+            awaited: true,
+        });
+        self.moving += 1;
+        self.counters.swapped_in += 1;
+        if let Some(record) = &mut self.vms[page.vm.0 as usize] {
+            record.faults[FaultKind::SwapIn as usize] += 1;
+        }
+        Fault::Pending
+    }
+
+    /// The guest touches a page that is on its way: out, and it is taken back at once; in, and it waits.
+    pub(crate) fn touch_in_flight(
+        &mut self,
+        page: Page,
+        base: u32,
+        mechanism: &mut impl Mechanism,
+    ) -> Fault {
+        let at = self.entries[(base + page.index) as usize].value() as usize;
+        let Some(transfer) = &mut self.transfers[at] else { return Fault::Refused(Refusal::Lost) };
+        if !transfer.out {
+            transfer.awaited = true;
+            return Fault::Pending;
+        }
+        let Some(frame) = transfer.frame.take() else { return Fault::Refused(Refusal::Lost) };
+        transfer.page = None;
+        self.moving -= 1;
+        self.change(page.vm, page.index, PageOp::SwapCancel, frame.0);
+        match self.map(page, frame, true, mechanism) {
+            Ok(()) => {
+                self.set_mapped(page, base, true, FaultKind::Remap);
+                Fault::Mapped
+            }
+            Err(refusal) => Fault::Refused(refusal),
+        }
+    }
+
+    /// The page of transfer `at` is forgotten; the device may still use the frame.
+    pub(crate) fn orphan(&mut self, at: u32) {
+        if let Some(transfer) = &mut self.transfers[at as usize] {
+            transfer.page = None;
+        }
+    }
+
+    /// The device is done with transfer `at`. Answers who can try again.
+    pub fn swap_done(&mut self, at: u32, ok: bool) -> Option<Arrived> {
+        let transfer = self.transfers.get_mut(at as usize)?.take()?;
+        self.moving -= u32::from(transfer.frame.is_some());
+        if !ok {
+            self.counters.swap_errors += 1;
+        }
+        let Some((vm, index)) = transfer.page else {
+            // Taken back or forgotten meanwhile: neither slot nor frame is needed.
+            self.swap.free(transfer.slot);
+            if let Some(frame) = transfer.frame {
+                self.ledger.free_frame(frame);
+            }
+            return None;
+        };
+        let vm = VmId(u16::from(vm));
+        let frame = transfer.frame?;
+        let gfn = self.vm(vm)?.memory.gfn_of(index);
+        match (transfer.out, ok) {
+            (true, true) => {
+                self.change(vm, index, PageOp::SwappedOut, transfer.slot);
+                self.ledger.free_frame(frame);
+                None
+            }
+            (true, false) => {
+                // The slot is bad; it stays taken so that it is not tried again. The page is still there.
+                self.change(vm, index, PageOp::SwapCancel, frame.0);
+                None
+            }
+            (false, true) => {
+                self.change(vm, index, PageOp::SwappedIn, frame.0);
+                self.swap.free(transfer.slot);
+                transfer.awaited.then_some(Arrived { vm, gfn, ok: true })
+            }
+            (false, false) => {
+                self.change(vm, index, PageOp::SwapInFailed, transfer.slot);
+                self.ledger.free_frame(frame);
+                transfer.awaited.then_some(Arrived { vm, gfn, ok: false })
+            }
+        }
+    }
+
+    /// The entry of a page, for experiments and tests.
+    pub fn entry(&self, vm: VmId, index: u32) -> Option<Entry> {
+        let record = self.vm(vm)?;
+        self.entries.get((record.base + index) as usize).copied()
+    }
+}
