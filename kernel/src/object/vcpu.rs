@@ -9,7 +9,7 @@
 use core::cell::Cell;
 
 use abi::MessageInfo;
-use abi::message::buffer_word;
+use abi::message::buffer_word::MSG;
 use abi::vcpu::{RETURN_EXIT, RETURN_NOTIFICATION, control, event, exit, ioio, word};
 
 use super::tcb::Tcb;
@@ -20,7 +20,6 @@ use crate::arch::x86_64::svm::vmcb::{
     ATTRIBUTE_LONG, CS, DS, EFER_LMA, ES, RFLAGS_IF, SS, Vmcb, int_ctl,
 };
 use crate::limits::FPU_BYTES;
-use crate::mem::window::Words;
 use crate::mem::{PhysAddr, Ref};
 
 /// Virtual CPU, 32 KiB. The processor reads and writes the first 24 KiB.
@@ -34,7 +33,7 @@ pub struct Vcpu {
     pub iopm: [Cell<u64>; IOPM_WORDS],
     /// XSAVE area of the guest.
     pub fpu: [Cell<u64>; FPU_BYTES / 8],
-    /// General registers in encoding order; RAX and RSP live in the VMCB.
+    /// General registers in encoding order; the way in and out moves RAX and RSP to and from the VMCB.
     pub gprs: [Cell<u64>; 16],
     /// DR0 to DR3; all zero unless `debug_live`.
     pub debug: [Cell<u64>; 4],
@@ -52,6 +51,10 @@ pub struct Vcpu {
     pub root_birth: Cell<u64>,
     /// State of the kernel's count of deleted roots when the root was last known to exist.
     pub roots_seen: Cell<u64>,
+    /// Word 0 of the buffer capability and the buffer's address in the thread's space when `words` was found; 0 = never.
+    pub words_key: [Cell<u64>; 2],
+    /// Where the exit words go.
+    pub words: Cell<Option<ExitWords>>,
     /// ASID and epoch of the last entry.
     pub tag: AsidTag,
     /// Kernel ASID of the nested root, 0 = none.
@@ -65,7 +68,7 @@ pub struct Vcpu {
     _padding: [Cell<u64>; RESERVED_WORDS],
 }
 
-const USED_BYTES: usize = 0x6000 + FPU_BYTES + 8 * 16 + 8 * 4 + 8 * 7 + 24 + 16;
+const USED_BYTES: usize = 0x6000 + FPU_BYTES + 8 * 16 + 8 * 4 + 8 * 10 + 24 + 16;
 const RESERVED_WORDS: usize = ((1 << abi::object::VCPU_BITS) - USED_BYTES) / 8;
 
 const _: () = {
@@ -80,6 +83,9 @@ const DEBUG_WRITES: u32 = 0xf << 16;
 /// Words of a message information that VMEnter returns with an exit.
 const EXIT_INFO: u64 = MessageInfo::new(RETURN_EXIT, 0, 0, word::COUNT as u64).0;
 const NOTIFICATION_INFO: u64 = MessageInfo::new(RETURN_NOTIFICATION, 0, 0, 3).0;
+
+/// A thread's IPC buffer as an array of words: one address, then plain loads and stores.
+pub type ExitWords = Ref<[Cell<u64>; 128]>;
 
 /// What to do after an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,31 +255,29 @@ impl Vcpu {
     }
 
     /// Takes the arguments of VMEnter from the thread's registers and IPC buffer.
-    #[inline]
-    pub fn absorb(&self, tcb: Ref<Tcb>, buffer: Option<Words>) {
+    #[inline(always)]
+    pub fn absorb(&self, tcb: Ref<Tcb>, buffer: impl FnOnce() -> Option<ExitWords>) {
         let word = tcb.mr(1);
         self.vmcb.rip.set(tcb.mr(0));
         self.set_control(word);
         self.set_event(tcb.mr(2));
-        let mut registers = word >> control::GPR_SHIFT & 0xffff;
-        if registers != 0
-            && let Some(buffer) = buffer
+        if word & (control::GPR_MASK | control::SET_RFLAGS) != 0
+            && let Some(buffer) = buffer()
         {
-            while registers != 0 {
-                let number = registers.trailing_zeros() as usize;
-                registers &= registers - 1;
-                let value = buffer.get(buffer_word::MSG + word::GPR + number);
-                match number {
-                    0 => self.vmcb.rax.set(value),
-                    4 => self.vmcb.rsp.set(value),
-                    _ => self.gprs[number & 15].set(value),
-                }
-            }
+            self.absorb_words(word, buffer);
         }
-        if word & control::SET_RFLAGS != 0
-            && let Some(buffer) = buffer
-        {
-            let value = buffer.get(buffer_word::MSG + word::RFLAGS);
+    }
+
+    #[inline(always)]
+    fn absorb_words(&self, word: u64, buffer: ExitWords) {
+        let mut registers = word >> control::GPR_SHIFT & 0xffff;
+        while registers != 0 {
+            let number = registers.trailing_zeros() as usize & 15;
+            registers &= registers - 1;
+            self.gprs[number].set(buffer[MSG + word::GPR + number].get());
+        }
+        if word & control::SET_RFLAGS != 0 {
+            let value = buffer[MSG + word::RFLAGS].get();
             self.vmcb.rflags.set(value & 0x003f_7fd5 | 2);
         }
     }
@@ -290,33 +294,33 @@ impl Vcpu {
 
     /// Tells the thread about an exit: registers and IPC buffer.
     #[inline]
-    pub fn publish_exit(&self, tcb: Ref<Tcb>, buffer: Option<Words>) {
+    pub fn publish_exit(&self, tcb: Ref<Tcb>, buffer: Option<ExitWords>) {
         self.publish_code(tcb, buffer, self.vmcb.exitcode.get());
     }
 
     /// Tells the thread that the guest cannot run.
     #[cold]
-    pub fn publish_invalid(&self, tcb: Ref<Tcb>, buffer: Option<Words>) {
+    pub fn publish_invalid(&self, tcb: Ref<Tcb>, buffer: Option<ExitWords>) {
         self.publish_code(tcb, buffer, exit::INVALID);
     }
 
     #[inline(always)]
-    fn publish_code(&self, tcb: Ref<Tcb>, buffer: Option<Words>, code: u64) {
+    fn publish_code(&self, tcb: Ref<Tcb>, buffer: Option<ExitWords>, code: u64) {
         let vmcb = &self.vmcb;
         let mut status = self.status();
         // QEMU's TCG reports a failed VMRUN with 32 bits only.
         let code = if code == 0xffff_ffff { exit::INVALID } else { code };
         if let Some(buffer) = buffer {
-            let put = |number: usize, value: u64| buffer.set(buffer_word::MSG + number, value);
+            let put = |number: usize, value: u64| buffer[MSG + number].set(value);
             put(word::EXITINFO1, vmcb.exitinfo1.get());
             put(word::EXITINFO2, vmcb.exitinfo2.get());
             put(word::RFLAGS, vmcb.rflags.get());
             put(word::CS_BASE, vmcb.segments[CS].base.get());
-            put(word::GPR, vmcb.rax.get());
+            put(word::GPR, self.gprs[0].get());
             put(word::GPR + 1, self.gprs[1].get());
             put(word::GPR + 2, self.gprs[2].get());
             put(word::GPR + 3, self.gprs[3].get());
-            put(word::GPR + 4, vmcb.rsp.get());
+            put(word::GPR + 4, self.gprs[4].get());
             put(word::GPR + 5, self.gprs[5].get());
             put(word::GPR + 6, self.gprs[6].get());
             put(word::GPR + 7, self.gprs[7].get());
@@ -329,8 +333,7 @@ impl Vcpu {
             put(word::GPR + 14, self.gprs[14].get());
             put(word::GPR + 15, self.gprs[15].get());
             // The hot exits carry all they need; the others may need an instruction decoder.
-            let hot = code >= exit::CPUID
-                && code <= exit::XSETBV
+            let hot = (exit::CPUID..=exit::XSETBV).contains(&code)
                 && code != exit::INVLPG
                 && code != exit::SHUTDOWN
                 && (code != exit::IOIO || vmcb.exitinfo1.get() & ioio::STRING == 0);
@@ -347,7 +350,7 @@ impl Vcpu {
         tcb.set_reg(abi::syscall::register::MESSAGE_INFO, EXIT_INFO);
     }
 
-    fn put_decode_words(&self, buffer: Words) {
+    fn put_decode_words(&self, buffer: ExitWords) {
         let vmcb = &self.vmcb;
         let segments = &vmcb.segments;
         let values = [
@@ -362,7 +365,7 @@ impl Vcpu {
             (word::SS_BASE, segments[SS].base.get()),
         ];
         for (number, value) in values {
-            buffer.set(buffer_word::MSG + number, value);
+            buffer[MSG + number].set(value);
         }
     }
 }

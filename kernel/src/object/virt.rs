@@ -4,12 +4,11 @@ use crate::arch::x86_64::svm::asid::AsidPool;
 use crate::arch::x86_64::svm::npt;
 use crate::hw::Hw;
 use crate::limits::MAX_CORES;
-use crate::mem::window::Words;
 use crate::mem::{PhysAddr, Ref};
 use crate::object::notification::NotificationState;
-use crate::object::tcb::{Tcb, ThreadState};
+use crate::object::tcb::{Tcb, ThreadState, tcb_slot};
 use crate::object::timer::Timer;
-use crate::object::vcpu::{Exit, Vcpu};
+use crate::object::vcpu::{Exit, ExitWords, Vcpu};
 use crate::{Action, Kernel, Resume};
 
 /// Kernel state of the virtualisation part.
@@ -54,7 +53,7 @@ impl<H: Hw> Kernel<H> {
         let Some(vcpu) = vcpu_of(tcb) else {
             return self.unknown_syscall(tcb, abi::Syscall::VMEnter as u64);
         };
-        vcpu.absorb(tcb, Self::guest_words(tcb));
+        vcpu.absorb(tcb, || Self::guest_words(vcpu, tcb));
         tcb.state.set(ThreadState::RunningVm);
     }
 
@@ -66,7 +65,7 @@ impl<H: Hw> Kernel<H> {
         if !self.may_go_on() {
             return None;
         }
-        vcpu.absorb(tcb, Self::guest_words(tcb));
+        vcpu.absorb(tcb, || Self::guest_words(vcpu, tcb));
         tcb.state.set(ThreadState::RunningVm);
         Some(self.resume_guest(tcb))
     }
@@ -99,7 +98,7 @@ impl<H: Hw> Kernel<H> {
         }
         let Some(vcpu) = vcpu_of(tcb) else { return };
         if vcpu.classify() == Exit::Publish {
-            vcpu.publish_exit(tcb, Self::guest_words(tcb));
+            vcpu.publish_exit(tcb, Self::guest_words(vcpu, tcb));
             tcb.state.set(ThreadState::Running);
         }
     }
@@ -123,7 +122,7 @@ impl<H: Hw> Kernel<H> {
         if self.prepare_guest(vcpu) {
             Resume::Guest(tcb)
         } else {
-            vcpu.publish_invalid(tcb, Self::guest_words(tcb));
+            vcpu.publish_invalid(tcb, Self::guest_words(vcpu, tcb));
             tcb.state.set(ThreadState::Running);
             Resume::User(tcb)
         }
@@ -215,7 +214,7 @@ impl<H: Hw> Kernel<H> {
         let Some(tcb) = vcpu.tcb.get() else { return };
         self.stall_thread(tcb);
         if tcb.state.get() == ThreadState::RunningVm {
-            vcpu.publish_invalid(tcb, Self::guest_words(tcb));
+            vcpu.publish_invalid(tcb, Self::guest_words(vcpu, tcb));
             tcb.state.set(ThreadState::Running);
         }
         tcb.vcpu.set(0);
@@ -254,9 +253,23 @@ impl<H: Hw> Kernel<H> {
         vcpu.vmcb.n_cr3.set(root.0);
     }
 
-    /// Finds where the exit words of a thread go.
+    /// Finds where the exit words of a thread go: as `ipc_buffer` does, or as it did when nothing has changed since.
     #[inline(always)]
-    fn guest_words(tcb: Ref<Tcb>) -> Option<Words> {
-        crate::ipc::transfer::ipc_buffer(tcb, true)
+    fn guest_words(vcpu: Ref<Vcpu>, tcb: Ref<Tcb>) -> Option<ExitWords> {
+        let cap = tcb.slot(tcb_slot::BUFFER).cap.get().w0;
+        if vcpu.words_key[0].get() == cap && vcpu.words_key[1].get() == tcb.ipc_buffer.get() {
+            return vcpu.words.get();
+        }
+        Self::find_guest_words(vcpu, tcb)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_guest_words(vcpu: Ref<Vcpu>, tcb: Ref<Tcb>) -> Option<ExitWords> {
+        let words = crate::ipc::transfer::ipc_buffer(tcb, true).map(|words| Ref::at(words.0));
+        vcpu.words_key[0].set(tcb.slot(tcb_slot::BUFFER).cap.get().w0);
+        vcpu.words_key[1].set(tcb.ipc_buffer.get());
+        vcpu.words.set(words);
+        words
     }
 }

@@ -14,8 +14,8 @@
 use core::arch::global_asm;
 
 global_asm!(
-    // extern "C" fn(registers: *mut u64, guest: u64, host: u64, shadow: u64)
-    // rdi = 16 general registers in encoding order, rsi/rdx = physical VMCBs of guest and host, rcx = 0/1.
+    // extern "C" fn(vcpu: *const Vcpu, guest: u64, host: u64, shadow: u64)
+    // rdi = the virtual CPU, rsi/rdx = physical VMCBs of guest and host, rcx = 0/1. RAX and RSP travel through the VMCB.
     ".global ballast_svm_enter",
     "ballast_svm_enter:",
     "push rbp",
@@ -26,26 +26,30 @@ global_asm!(
     "push r15",
     "push rdx",
     "push rdi",
+    "mov rax, [rdi + {gprs}]",
+    "mov [rdi + {vmcb_rax}], rax",
+    "mov rax, [rdi + {gprs} + 0x20]",
+    "mov [rdi + {vmcb_rsp}], rax",
     "clgi",
     "mov rax, rdx",
     "vmsave rax",
     "mov rax, rsi",
     "vmload rax",
     "test ecx, ecx",
-    "mov rcx, [rdi + 0x08]",
-    "mov rdx, [rdi + 0x10]",
-    "mov rbx, [rdi + 0x18]",
-    "mov rbp, [rdi + 0x28]",
-    "mov rsi, [rdi + 0x30]",
-    "mov r8, [rdi + 0x40]",
-    "mov r9, [rdi + 0x48]",
-    "mov r10, [rdi + 0x50]",
-    "mov r11, [rdi + 0x58]",
-    "mov r12, [rdi + 0x60]",
-    "mov r13, [rdi + 0x68]",
-    "mov r14, [rdi + 0x70]",
-    "mov r15, [rdi + 0x78]",
-    "mov rdi, [rdi + 0x38]",
+    "mov rcx, [rdi + {gprs} + 0x08]",
+    "mov rdx, [rdi + {gprs} + 0x10]",
+    "mov rbx, [rdi + {gprs} + 0x18]",
+    "mov rbp, [rdi + {gprs} + 0x28]",
+    "mov rsi, [rdi + {gprs} + 0x30]",
+    "mov r8, [rdi + {gprs} + 0x40]",
+    "mov r9, [rdi + {gprs} + 0x48]",
+    "mov r10, [rdi + {gprs} + 0x50]",
+    "mov r11, [rdi + {gprs} + 0x58]",
+    "mov r12, [rdi + {gprs} + 0x60]",
+    "mov r13, [rdi + {gprs} + 0x68]",
+    "mov r14, [rdi + {gprs} + 0x70]",
+    "mov r15, [rdi + {gprs} + 0x78]",
+    "mov rdi, [rdi + {gprs} + 0x38]",
     "jnz 2f",
     "sti",
     "nop",
@@ -57,21 +61,25 @@ global_asm!(
     "3:",
     "vmsave rax",
     "xchg rdi, [rsp]",
-    "mov [rdi + 0x08], rcx",
-    "mov [rdi + 0x10], rdx",
-    "mov [rdi + 0x18], rbx",
-    "mov [rdi + 0x28], rbp",
-    "mov [rdi + 0x30], rsi",
+    "mov [rdi + {gprs} + 0x08], rcx",
+    "mov [rdi + {gprs} + 0x10], rdx",
+    "mov [rdi + {gprs} + 0x18], rbx",
+    "mov [rdi + {gprs} + 0x28], rbp",
+    "mov [rdi + {gprs} + 0x30], rsi",
+    "mov [rdi + {gprs} + 0x40], r8",
+    "mov [rdi + {gprs} + 0x48], r9",
+    "mov [rdi + {gprs} + 0x50], r10",
+    "mov [rdi + {gprs} + 0x58], r11",
+    "mov [rdi + {gprs} + 0x60], r12",
+    "mov [rdi + {gprs} + 0x68], r13",
+    "mov [rdi + {gprs} + 0x70], r14",
+    "mov [rdi + {gprs} + 0x78], r15",
     "pop rcx",
-    "mov [rdi + 0x38], rcx",
-    "mov [rdi + 0x40], r8",
-    "mov [rdi + 0x48], r9",
-    "mov [rdi + 0x50], r10",
-    "mov [rdi + 0x58], r11",
-    "mov [rdi + 0x60], r12",
-    "mov [rdi + 0x68], r13",
-    "mov [rdi + 0x70], r14",
-    "mov [rdi + 0x78], r15",
+    "mov [rdi + {gprs} + 0x38], rcx",
+    "mov rcx, [rdi + {vmcb_rax}]",
+    "mov [rdi + {gprs}], rcx",
+    "mov rcx, [rdi + {vmcb_rsp}]",
+    "mov [rdi + {gprs} + 0x20], rcx",
     "pop rax",
     "vmload rax",
     "cli",
@@ -83,6 +91,9 @@ global_asm!(
     "pop rbx",
     "pop rbp",
     "ret",
+    gprs = const core::mem::offset_of!(Vcpu, gprs),
+    vmcb_rax = const core::mem::offset_of!(Vcpu, vmcb) + core::mem::offset_of!(super::vmcb::Vmcb, rax),
+    vmcb_rsp = const core::mem::offset_of!(Vcpu, vmcb) + core::mem::offset_of!(super::vmcb::Vmcb, rsp),
 );
 
 use core::cell::{Cell, UnsafeCell};
@@ -96,7 +107,7 @@ use crate::object::tcb::Tcb;
 use crate::object::vcpu::Vcpu;
 
 unsafe extern "C" {
-    fn ballast_svm_enter(registers: *const u64, guest: u64, host: u64, shadow: u64);
+    fn ballast_svm_enter(vcpu: *const Vcpu, guest: u64, host: u64, shadow: u64);
 }
 
 const MSR_EFER: u32 = 0xc000_0080;
@@ -238,12 +249,7 @@ pub fn enter(core: usize, tcb: Ref<Tcb>) -> bool {
     // intercepts and maps user level cannot weaken; (3) its nested root was checked by `resume_guest` just before; (4) the
     // assembly keeps every callee-saved register.
     unsafe {
-        ballast_svm_enter(
-            vcpu.gprs.as_ptr().cast::<u64>(),
-            vcpu.addr().0,
-            physical(&state.host),
-            shadow,
-        );
+        ballast_svm_enter(vcpu.as_ptr(), vcpu.addr().0, physical(&state.host), shadow);
     }
     if host_xcr0 != 0 {
         // QEMU's TCG never intercepts XSETBV, so the guest may have changed it.

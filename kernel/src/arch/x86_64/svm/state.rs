@@ -50,8 +50,6 @@ pub fn read(vcpu: Ref<Vcpu>, id: u64) -> Option<u64> {
         return Some(if is_base { segment.base.get() } else { segment.descriptor.get() });
     }
     Some(match id {
-        field::RAX => vmcb.rax.get(),
-        field::RSP => vmcb.rsp.get(),
         0..=15 => vcpu.gprs[id as usize].get(),
         field::RIP => vmcb.rip.get(),
         field::RFLAGS => vmcb.rflags.get(),
@@ -131,8 +129,6 @@ pub fn write(vcpu: Ref<Vcpu>, id: u64, value: u64) {
         return;
     }
     match id {
-        field::RAX => vmcb.rax.set(value),
-        field::RSP => vmcb.rsp.set(value),
         0..=15 => vcpu.gprs[id as usize].set(value),
         field::RIP => vmcb.rip.set(value),
         field::RFLAGS => vmcb.rflags.set(value & RFLAGS_ALLOWED | 2),
