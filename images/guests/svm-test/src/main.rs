@@ -333,7 +333,11 @@ fn test_cpuid(vm: &mut Vm) {
 fn test_ports(vm: &mut Vm) {
     vm.load(Guest::Ports);
     expect("OUT exits", u64::from(vm.enter() == Return::Exit(exit::IOIO)), 1);
-    expect("OUT DX, AL", mr(word::EXITINFO1), 0x3f8 << 16 | ioio::SIZE8 | mr(word::EXITINFO1) & 0x380);
+    expect(
+        "OUT DX, AL",
+        mr(word::EXITINFO1),
+        0x3f8 << 16 | ioio::SIZE8 | mr(word::EXITINFO1) & 0x380,
+    );
     expect("AL", mr(word::GPR) & 0xff, 0x41);
     vm.rip = mr(word::EXITINFO2);
     check("IN exits", vm.enter() == Return::Exit(exit::IOIO));
@@ -439,7 +443,10 @@ fn test_interrupts(vm: &mut Vm) {
     vm.rip += 3;
     vm.control |= control::WINDOW;
     check("window: second VMMCALL", vm.enter() == Return::Exit(exit::VMMCALL));
-    check("window is still asked for", status() & control::WINDOW != 0 && status() & control::V_IRQ == 0);
+    check(
+        "window is still asked for",
+        status() & control::WINDOW != 0 && status() & control::V_IRQ == 0,
+    );
     vm.rip += 3;
     check("window opens", vm.enter() == Return::Exit(exit::VINTR));
     check("window is closed", status() & (control::WINDOW | control::V_IRQ) == 0);
@@ -474,8 +481,11 @@ fn test_interrupts(vm: &mut Vm) {
 fn test_faults(vm: &mut Vm) {
     set_gate(13);
     vm.load(Guest::Fault);
-    vm.event =
-        event::VALID | event::TYPE_EXCEPTION | event::ERROR_VALID | 13 | 0xabcd << event::ERROR_SHIFT;
+    vm.event = event::VALID
+        | event::TYPE_EXCEPTION
+        | event::ERROR_VALID
+        | 13
+        | 0xabcd << event::ERROR_SHIFT;
     check("exception handler's HLT", vm.enter() == Return::Exit(exit::HLT));
     expect("error code", guest_read(RESULTS), 0xabcd);
     expect("the event is used up", vm.event, 0);
@@ -492,7 +502,8 @@ fn test_faults(vm: &mut Vm) {
     // The stack of the delivery is not mapped: the nested fault cuts the delivery short, and the event comes back.
     vm.load(Guest::Fault);
     ok("stack in a hole", vm.write(&[(field::RSP, 0x80_1000)]));
-    vm.event = event::VALID | event::TYPE_EXCEPTION | event::ERROR_VALID | 13 | 7 << event::ERROR_SHIFT;
+    vm.event =
+        event::VALID | event::TYPE_EXCEPTION | event::ERROR_VALID | 13 | 7 << event::ERROR_SHIFT;
     check("delivery faults", vm.enter() == Return::Exit(exit::NPF));
     expect(
         "the event comes back",
@@ -509,7 +520,10 @@ fn test_faults(vm: &mut Vm) {
     with_registers(vm, &[(3, 0), (12, 99)]);
     vm.control |= control::V_IRQ | 0x40;
     check("delivery of an interrupt faults", vm.enter() == Return::Exit(exit::NPF));
-    check("it is pending again", status() & control::V_IRQ != 0 && status() & control::VECTOR == 0x40);
+    check(
+        "it is pending again",
+        status() & control::V_IRQ != 0 && status() & control::VECTOR == 0x40,
+    );
     expect("no event besides", vm.event, 0);
     ok("stack", vm.write(&[(field::RSP, 0x1_0000)]));
     check("delivered again", vm.enter() == Return::Exit(exit::HLT));
@@ -606,14 +620,23 @@ fn test_forbidden(vm: &mut Vm) {
         let (error, _) = vm.write(&[(field::RAX, 1), pair]);
         expect("refused value", error, 1);
     }
-    ok("no intercepts asked for", vm.write(&[(field::INTERCEPT_CR, 0), (field::INTERCEPT_INSTRUCTIONS, 0)]));
+    ok(
+        "no intercepts asked for",
+        vm.write(&[(field::INTERCEPT_CR, 0), (field::INTERCEPT_INSTRUCTIONS, 0)]),
+    );
     check("CR8 writes stay intercepted", vm.read(field::INTERCEPT_CR) == 1 << 24);
-    check("CPUID and HLT stay intercepted", vm.read(field::INTERCEPT_INSTRUCTIONS) & 0x0104_0000 == 0x0104_0000);
+    check(
+        "CPUID and HLT stay intercepted",
+        vm.read(field::INTERCEPT_INSTRUCTIONS) & 0x0104_0000 == 0x0104_0000,
+    );
     vm.load(Guest::Forbidden);
     with_registers(vm, &[(0, 0)]);
     check("VMRUN still exits", vm.enter() == Return::Exit(exit::VMRUN));
     // A state that VMRUN refuses comes back as an exit.
-    ok("ASID is not to be chosen, but CR3 is", vm.write(&[(field::DR7, 0x400), (field::CR0, 0x8000_0033 | 1 << 29 | 1 << 30)]));
+    ok(
+        "ASID is not to be chosen, but CR3 is",
+        vm.write(&[(field::DR7, 0x400), (field::CR0, 0x8000_0033 | 1 << 29 | 1 << 30)]),
+    );
     check("odd CR0 runs", vm.enter() == Return::Exit(exit::VMRUN));
 }
 

@@ -103,7 +103,10 @@ pub fn wait(cap: u64) -> u64 {
 
 /// Prints one byte.
 pub fn put(byte: u8) {
-    syscall(Syscall::DebugPutChar as i64, &mut Registers { cap: byte.into(), ..Registers::default() });
+    syscall(
+        Syscall::DebugPutChar as i64,
+        &mut Registers { cap: byte.into(), ..Registers::default() },
+    );
 }
 
 /// Stops the machine.
