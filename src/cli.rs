@@ -397,14 +397,8 @@ fn run_root_task(run: &Run) -> Result<(), Error> {
     drop(machine);
     let _ = printer.join();
     let _ = std::fs::remove_dir_all(&folder);
-    use crate::machine::{EXIT_GOOD, EXIT_WRONG, exit_status};
     match status {
-        Some(status) if status == exit_status(EXIT_GOOD) => Ok(()),
-        Some(status) if status == exit_status(EXIT_WRONG) => {
-            Err(Error::Wrong("the root-task found something wrong".to_owned()))
-        }
-        Some(0) => Err(Error::Crash("the machine reset itself".to_owned())),
-        Some(status) => Err(Error::Crash(format!("the run ended with QEMU status {status}"))),
+        Some(status) => crate::machine::verdict(status),
         None => Err(Error::NoProgress("the root-task did not end in time".to_owned())),
     }
 }
@@ -440,11 +434,10 @@ fn run_system(run: &Run) -> Result<(), Error> {
 /// How the run ended, as the command's result.
 fn ended(session: &Session) -> Result<(), Error> {
     match session.wait_end(Duration::from_secs(20)) {
-        Some(status) if status == crate::machine::exit_status(crate::machine::EXIT_GOOD) => Ok(()),
-        Some(status) => {
-            let words = session.last_words();
-            Err(Error::Crash(format!("the system ended with QEMU status {status}{words}")))
-        }
+        Some(status) => crate::machine::verdict(status).map_err(|error| match error {
+            Error::Crash(text) => Error::Crash(format!("{text}{}", session.last_words())),
+            other => other,
+        }),
         None => Err(Error::NoProgress("the system did not end".to_owned())),
     }
 }

@@ -18,6 +18,37 @@ pub const EXIT_GOOD: u8 = 32;
 /// Value a target writes when it found something wrong.
 pub const EXIT_WRONG: u8 = 33;
 
+/// What the kernel writes when a thread asked it to halt.
+const EXIT_HALTED: u8 = 0x10;
+/// What the kernel writes when it panicked.
+const EXIT_PANIC: u8 = 0x11;
+/// What the kernel writes when the machine, the module or the memory does not do (three codes).
+const EXIT_UNSUITED: [u8; 3] = [0x12, 0x13, 0x14];
+
+/// What QEMU's exit status says about the run.
+///
+/// # Errors
+///
+/// [`Error::Wrong`], [`Error::Crash`] or [`Error::Build`] in words.
+pub fn verdict(status: i32) -> Result<(), Error> {
+    let is = |value: u8| status == exit_status(value);
+    if is(EXIT_GOOD) || is(EXIT_HALTED) {
+        return Ok(());
+    }
+    Err(if is(EXIT_WRONG) {
+        Error::Wrong("the root-task found something wrong".to_owned())
+    } else if is(EXIT_PANIC) {
+        Error::Crash("the kernel panicked".to_owned())
+    } else if EXIT_UNSUITED.into_iter().any(is) {
+        Error::Build("the kernel refused the machine or the root-task's image".to_owned())
+    } else if status == 0 {
+        // -no-reboot: what would have been a reset ends QEMU with 0.
+        Error::Crash("the machine reset itself".to_owned())
+    } else {
+        Error::Crash(format!("QEMU ended with status {status}"))
+    })
+}
+
 /// How time passes on the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Clock {

@@ -1,7 +1,7 @@
 //! Root-tasks that test the kernel from inside, booted by every path the kernel supports.
 
 use ballast::image::{Image, foreign, program, state_folder, write_iso};
-use ballast::machine::{Boot, Clock, EXIT_GOOD, Machine, Options, exit_status};
+use ballast::machine::{Boot, Clock, Machine, Options, verdict};
 use ballast::session::run_folder;
 use std::path::Path;
 use std::time::Duration;
@@ -35,14 +35,31 @@ fn boot(image: &Image, options: &Options, name: &str) -> Result<Run, Failure> {
 fn ended_well(run: &Run) -> Result<(), Failure> {
     let last: Vec<&str> = run.log.lines().rev().take(20).collect();
     let last: Vec<&str> = last.into_iter().rev().collect();
-    if run.status == Some(exit_status(EXIT_GOOD)) {
-        return Ok(());
+    let status = run.status.ok_or_else(|| "it did not end".to_owned());
+    let failed = run.log.lines().any(|line| line.starts_with("FAIL "));
+    match status.and_then(|status| verdict(status).map_err(text)) {
+        Ok(()) if !failed => Ok(()),
+        Ok(()) => Err(format!("a check failed:\n    {}", last.join("\n    "))),
+        Err(error) => Err(format!("{error}:\n    {}", last.join("\n    "))),
     }
-    Err(format!("QEMU status {:?}:\n    {}", run.status, last.join("\n    ")))
+}
+
+/// The root-task's closing line `NAME: N passed, M failed`, if it prints one.
+fn closing_line(log: &str) -> Option<(u32, u32)> {
+    let line = log.lines().rev().find(|line| line.contains(" passed, "))?;
+    let (_, counts) = line.split_once(": ")?;
+    let (passed, failed) = counts.split_once(" passed, ")?;
+    Some((passed.parse().ok()?, failed.split_whitespace().next()?.parse().ok()?))
 }
 
 /// Every `ok NAME` and `FAIL NAME` line the root-task printed is a case.
 fn report(runner: &mut Runner, name: &str, run: &Run) {
+    if let Some((passed, failed)) = closing_line(&run.log) {
+        runner.case(&format!("{name}: {passed} checks inside"), || match (passed, failed) {
+            (1.., 0) => Ok(()),
+            _ => Err(format!("{failed} of them failed")),
+        });
+    }
     for line in run.log.lines() {
         let line = line.trim_end();
         if let Some(check) = line.strip_prefix("ok ") {
