@@ -28,6 +28,14 @@ pub struct Cpuid {
 }
 
 impl Cpuid {
+    /// No answers but zero.
+    pub const EMPTY: Self = Self {
+        basic: [[0; 4]; BASIC],
+        extended: [[0; 4]; EXTENDED],
+        hypervisor: [[0; 4]; 2],
+        xsave: [[0; 4]; XSAVE_LEAVES],
+    };
+
     /// Prepares the answers from the machine's, as `machine(leaf, subleaf)` gives them.
     pub fn new(machine: impl Fn(u32, u32) -> Leaf) -> Self {
         let mut table = Self {
@@ -48,7 +56,8 @@ impl Cpuid {
         if highest >= 7 {
             let [_, b, c, _] = machine(7, 0);
             // No TSC_ADJUST, INVPCID without PCID, or monitoring; of ECX only UMIP and RDPID.
-            table.basic[7] = [0, b & !(1 << 1 | 1 << 10 | 1 << 12 | 1 << 15), c & (1 << 2 | 1 << 22), 0];
+            table.basic[7] =
+                [0, b & !(1 << 1 | 1 << 10 | 1 << 12 | 1 << 15), c & (1 << 2 | 1 << 22), 0];
         }
         if has_xsave {
             for (index, leaf) in (0..).zip(table.xsave.iter_mut()) {
@@ -136,15 +145,25 @@ fn topology(subleaf: u32) -> Leaf {
 
 fn mask_features([a, b, c, d]: Leaf, has_xsave: bool) -> Leaf {
     // MONITOR, DS-CPL, VMX, SMX, EST, TM2, SDBG, xTPR, PDCM, PCID, DCA, OSXSAVE.
-    let mut hidden_c =
-        1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 17
-            | 1 << 18 | ECX1_OSXSAVE;
+    let mut hidden_c = 1 << 3
+        | 1 << 4
+        | 1 << 5
+        | 1 << 6
+        | 1 << 7
+        | 1 << 8
+        | 1 << 11
+        | 1 << 14
+        | 1 << 15
+        | 1 << 17
+        | 1 << 18
+        | ECX1_OSXSAVE;
     if !has_xsave {
         // AVX, FMA and F16C need extended state.
         hidden_c |= ECX1_XSAVE | 1 << 28 | 1 << 12 | 1 << 29;
     }
     // MCE, MTRR, MCA, PSN, DS, ACPI, HTT, TM, PBE.
-    let hidden_d = 1 << 7 | 1 << 12 | 1 << 14 | 1 << 18 | 1 << 21 | 1 << 22 | 1 << 28 | 1 << 29 | 1 << 31;
+    let hidden_d =
+        1 << 7 | 1 << 12 | 1 << 14 | 1 << 18 | 1 << 21 | 1 << 22 | 1 << 28 | 1 << 29 | 1 << 31;
     [
         a,
         // One logical processor with APIC ID 0; the CLFLUSH size stays.
@@ -159,8 +178,20 @@ fn mask_extended(table: &mut [Leaf; EXTENDED]) {
     table[0][0] = EXTENDED_BASE + EXTENDED as u32 - 1;
     let [_, _, c, d] = &mut table[1];
     // SVM, extended APIC space, OSVW, IBS, SKINIT, WDT, LWP, NodeId, TOPOEXT, performance counters, MWAITX.
-    *c &= !(1 << 2 | 1 << 3 | 1 << 9 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 19 | 1 << 22
-        | 1 << 23 | 1 << 24 | 1 << 27 | 1 << 28 | 1 << 29);
+    *c &= !(1 << 2
+        | 1 << 3
+        | 1 << 9
+        | 1 << 10
+        | 1 << 12
+        | 1 << 13
+        | 1 << 15
+        | 1 << 19
+        | 1 << 22
+        | 1 << 23
+        | 1 << 24
+        | 1 << 27
+        | 1 << 28
+        | 1 << 29);
     *d &= !(1 << 7 | 1 << 12 | 1 << 14);
     *d |= 1 << 9;
     // Invariant TSC stays hidden: a guest then prefers the KVM clock, which survives a pause.

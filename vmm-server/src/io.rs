@@ -36,7 +36,8 @@ impl Vmm {
         let rax = words.get(RAX);
         if info & ioio::IN != 0 {
             let value = self.read_port(port, size, host);
-            let merged = if size == 4 { value & mask(4) } else { rax & !mask(size) | value & mask(size) };
+            let merged =
+                if size == 4 { value & mask(4) } else { rax & !mask(size) | value & mask(size) };
             words.set(RAX, merged);
             frame.control |= 1 << control::GPR_SHIFT;
         } else {
@@ -121,7 +122,8 @@ impl Vmm {
             (0xcfc..=0xcff, _) => self.write_pci_config(port, size, value, memory, host),
             (0x600 | 0x602 | 0x604, 2 | 4) => {
                 let low = self.pm.write16(port, value as u16);
-                let high = if size == 4 { self.pm.write16(port + 2, (value >> 16) as u16) } else { None };
+                let high =
+                    if size == 4 { self.pm.write16(port + 2, (value >> 16) as u16) } else { None };
                 self.update_sci();
                 match low.or(high) {
                     Some(PowerRequest::PowerOff) => self.stop = Some(Stop::PowerOff),

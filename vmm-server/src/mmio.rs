@@ -1,10 +1,14 @@
 //! Emulation of instructions that touch device memory, and CR8 writes: fetch, decode, execute, write back.
 
-use crate::emulate::decode::{self, DecodeError, Instruction, LENGTH_MAX, Mode, Operation, Segment};
+use crate::emulate::decode::{
+    self, DecodeError, Instruction, LENGTH_MAX, Mode, Operation, Segment,
+};
 use crate::emulate::execute::{Bus, Registers, execute, mask};
 use crate::emulate::walk::{Access, Paging, WalkError, translate};
 use crate::guest_memory::GuestMemory;
-use crate::vmm::{Frame, Host, Resume, Unsupported, Vmm, Words, general_protection, inject, unsupported};
+use crate::vmm::{
+    Frame, Host, Resume, Unsupported, Vmm, Words, general_protection, inject, unsupported,
+};
 use abi::vcpu::{control, field, word};
 
 /// D/B bit of a code segment's attributes in the VMCB's form.
@@ -149,7 +153,8 @@ impl Vmm {
             words.get(word::CS_BASE).wrapping_add(frame.rip) & 0xffff_ffff
         };
         let mut bytes = [0; 16];
-        let count = read_code(memory, &paging, linear, &mut bytes).map_err(|_| FetchError::Memory)?;
+        let count =
+            read_code(memory, &paging, linear, &mut bytes).map_err(|_| FetchError::Memory)?;
         // Same bytes, same meaning: no need to know where they came from.
         if self.decoded.bytes == bytes
             && self.decoded.mode == mode
@@ -158,7 +163,8 @@ impl Vmm {
         {
             return Ok((instruction, paging));
         }
-        let instruction = decode::decode(bytes.get(..count).unwrap_or(&[]), mode).map_err(FetchError::Decode)?;
+        let instruction =
+            decode::decode(bytes.get(..count).unwrap_or(&[]), mode).map_err(FetchError::Decode)?;
         self.decoded.bytes = bytes;
         self.decoded.mode = mode;
         self.decoded.instruction = Some(instruction);
@@ -207,17 +213,23 @@ impl Vmm {
         match instruction.operation {
             Operation::MoveString => {
                 let is_user = frame.control & control::CPL_MASK == control::CPL_MASK;
-                let (pointer, access) =
-                    if is_write { (6, Access::Read { is_user }) } else { (7, Access::Write { is_user }) };
+                let (pointer, access) = if is_write {
+                    (6, Access::Read { is_user })
+                } else {
+                    (7, Access::Write { is_user })
+                };
                 let base = segment_base(frame, words, host, &instruction, !is_write);
-                let linear = base.wrapping_add(registers.general[pointer] & mask(instruction.address_size));
+                let linear =
+                    base.wrapping_add(registers.general[pointer] & mask(instruction.address_size));
                 match translate(memory, &paging, linear, access) {
                     Ok(translated) => other = translated,
                     Err(WalkError::PageFault(code)) => {
                         host.write_state(field::CR2, linear);
                         return inject(frame, 14, Some(code));
                     }
-                    Err(WalkError::TableOutOfRam) => return unsupported(Unsupported::PageTable { gpa: linear }),
+                    Err(WalkError::TableOutOfRam) => {
+                        return unsupported(Unsupported::PageTable { gpa: linear });
+                    }
                 }
             }
             Operation::InputString | Operation::OutputString => {

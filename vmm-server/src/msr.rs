@@ -60,6 +60,10 @@ pub struct KvmClock {
 }
 
 impl KvmClock {
+    pub(crate) const fn new() -> Self {
+        Self { system_time: 0, wall_clock: 0 }
+    }
+
     /// The guest names the page of its clock; the parameters are written there at once and never change.
     ///
     /// Guest time starts at TSC zero, so both time stamps are zero.
@@ -103,7 +107,11 @@ impl Vmm {
     ///
     /// [`GeneralProtection`] if there is no such register.
     #[inline]
-    pub(crate) fn read_msr(&mut self, msr: u32, host: &mut impl Host) -> Result<u64, GeneralProtection> {
+    pub(crate) fn read_msr(
+        &mut self,
+        msr: u32,
+        host: &mut impl Host,
+    ) -> Result<u64, GeneralProtection> {
         Ok(match msr {
             TSC => host.now(),
             APIC_BASE => self.lapic.apic_base(),

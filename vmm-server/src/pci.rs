@@ -63,7 +63,13 @@ pub struct Msix {
 impl Msix {
     fn new(count: u8) -> Self {
         let masked = MsixEntry { is_masked: true, ..MsixEntry::default() };
-        Self { entries: [masked; VECTORS_MAX], pending: 0, is_enabled: false, is_masked: false, count }
+        Self {
+            entries: [masked; VECTORS_MAX],
+            pending: 0,
+            is_enabled: false,
+            is_masked: false,
+            count,
+        }
     }
 
     /// Whether interrupts go by messages.
@@ -160,7 +166,7 @@ pub struct ConfigSpace {
 
 impl ConfigSpace {
     /// A function without BAR, capability or interrupt (the host bridge).
-    pub fn bridge(identity: Identity) -> Self {
+    pub const fn bridge(identity: Identity) -> Self {
         let mut space = Self { registers: [0; 64], writable: [0; 64], msix: None };
         space.identify(identity);
         space
@@ -186,11 +192,10 @@ impl ConfigSpace {
         space
     }
 
-    fn identify(&mut self, identity: Identity) {
-        self.registers[0] = u32::from(identity.vendor) | u32::from(identity.device) << 16;
+    const fn identify(&mut self, identity: Identity) {
+        self.registers[0] = identity.vendor as u32 | (identity.device as u32) << 16;
         self.registers[2] = identity.class << 8 | 1;
-        self.registers[11] =
-            u32::from(identity.subsystem_vendor) | u32::from(identity.subsystem) << 16;
+        self.registers[11] = identity.subsystem_vendor as u32 | (identity.subsystem as u32) << 16;
     }
 
     /// Places read-only words at byte `at` and links the capability there behind the last one.
@@ -258,8 +263,13 @@ impl ConfigSpace {
 }
 
 /// The identity of the host bridge: Red Hat's generic one, for which no guest has quirks.
-pub const HOST_BRIDGE: Identity =
-    Identity { vendor: 0x1b36, device: 0x0008, class: 0x06_0000, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
+pub const HOST_BRIDGE: Identity = Identity {
+    vendor: 0x1b36,
+    device: 0x0008,
+    class: 0x06_0000,
+    subsystem_vendor: 0x1af4,
+    subsystem: 0x1100,
+};
 
 /// A configuration access: which function, which register, which bytes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,6 +289,11 @@ pub struct ConfigMechanism {
 }
 
 impl ConfigMechanism {
+    /// Nothing is selected.
+    pub const fn new() -> Self {
+        Self { address: 0 }
+    }
+
     /// Writes the address port (32-bit accesses only; others are ordinary port accesses).
     pub fn set_address(&mut self, value: u32) {
         self.address = value & 0x80ff_fffc;

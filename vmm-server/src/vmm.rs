@@ -158,8 +158,8 @@ pub struct Config {
     pub seed: u64,
     /// CPUID answers.
     pub cpuid: Cpuid,
-    /// Whether there is a balloon.
-    pub has_balloon: bool,
+    /// The balloon device.
+    pub balloon: protocol::system::Balloon,
 }
 
 /// Decoded instruction of the last device access, valid while the bytes are the same.
@@ -200,23 +200,29 @@ pub struct Vmm {
     counters: [u64; VmmCounter::Count as usize],
 }
 
+impl Default for Vmm {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Vmm {
-    /// A machine with entropy device and balloon; disks are added by [`Vmm::add_disk`].
-    pub fn new(config: Config) -> Self {
-        let mut vmm = Self {
-            time: config.time,
-            epoch_seconds: config.epoch_seconds,
+    /// A machine that is not configured yet: [`Vmm::configure`] comes next. Constant, as it is too large for a stack.
+    pub const fn new() -> Self {
+        Self {
+            time: TimeBase::new(0),
+            epoch_seconds: 0,
             lapic: Lapic::new(),
-            clock: KvmClock::default(),
+            clock: KvmClock::new(),
             irq_changed: true,
             decoded: DecodeCache { bytes: [0; 16], mode: Mode::Bits16, instruction: None },
             ioapic: IoApic::new(),
             pic: Pic::new(),
             pit: Pit::new(),
-            rtc: Rtc::new(config.epoch_seconds),
+            rtc: Rtc::new(0),
             uart: Uart::new(),
             pm: PowerManagement::new(),
-            pci: ConfigMechanism::default(),
+            pci: ConfigMechanism::new(),
             bridge: ConfigSpace::bridge(HOST_BRIDGE),
             devices: Vec::new(),
             stop: None,
@@ -225,14 +231,23 @@ impl Vmm {
             nmi_pending: false,
             nmi_blocked: false,
             halted: false,
-            cpuid: config.cpuid,
+            cpuid: Cpuid::EMPTY,
             counters: [0; VmmCounter::Count as usize],
-        };
-        vmm.add(Kind::Rng(Rng::new(config.seed)));
-        if config.has_balloon {
-            vmm.add(Kind::Balloon(Balloon::new()));
         }
-        vmm
+    }
+
+    /// Sets what the configuration says and adds entropy device and balloon; disks are added by [`Vmm::add_disk`].
+    pub fn configure(&mut self, config: &Config) {
+        self.time = config.time;
+        self.epoch_seconds = config.epoch_seconds;
+        self.rtc = Rtc::new(config.epoch_seconds);
+        self.cpuid = config.cpuid.clone();
+        self.add(Kind::Rng(Rng::new(config.seed)));
+        if config.balloon.present {
+            let balloon =
+                Balloon::new(config.balloon.free_page_reporting, config.balloon.deflate_on_oom);
+            self.add(Kind::Balloon(balloon));
+        }
     }
 
     /// Adds disk `number`; at most [`DISKS_MAX`].
@@ -324,7 +339,12 @@ impl Vmm {
     }
 
     #[inline]
-    fn exit_cpuid(&mut self, frame: &mut Frame, words: &mut impl Words, host: &mut impl Host) -> Resume {
+    fn exit_cpuid(
+        &mut self,
+        frame: &mut Frame,
+        words: &mut impl Words,
+        host: &mut impl Host,
+    ) -> Resume {
         self.count(VmmCounter::ExitCpuid, 1);
         let (leaf, subleaf) = (words.get(RAX) as u32, words.get(RCX) as u32);
         let answer = if matches!(leaf, 1 | 0xd) {
@@ -463,7 +483,12 @@ impl Vmm {
         }
     }
 
-    fn exit_xsetbv(&mut self, frame: &mut Frame, words: &mut impl Words, host: &mut impl Host) -> Resume {
+    fn exit_xsetbv(
+        &mut self,
+        frame: &mut Frame,
+        words: &mut impl Words,
+        host: &mut impl Host,
+    ) -> Resume {
         let value = words.get(RAX) & 0xffff_ffff | words.get(RDX) << 32;
         let is_privileged = frame.control & control::CPL_MASK == 0;
         // x87 state cannot be turned off, and AVX needs SSE.
@@ -534,7 +559,8 @@ impl Vmm {
 
     /// Whether an interrupt waits for the processor.
     pub fn has_interrupt(&self) -> bool {
-        (self.pic.wants_interrupt() && self.lapic.accepts_extint()) || self.lapic.pending().is_some()
+        (self.pic.wants_interrupt() && self.lapic.accepts_extint())
+            || self.lapic.pending().is_some()
     }
 
     /// When the next timer is due.

@@ -163,10 +163,12 @@ mod tests {
 
     #[test]
     fn lengths_cover_their_own_bytes() {
-        let bytes = encode(|a| a.package(2, |a| {
-            a.integer(5);
-            a.integer(0);
-        }));
+        let bytes = encode(|a| {
+            a.package(2, |a| {
+                a.integer(5);
+                a.integer(0);
+            })
+        });
         assert_eq!(bytes, [0x12, 0x87, 0, 0, 2, 0x0a, 5, 0]);
         let bytes = encode(|a| a.buffer(|a| a.raw(&[7; 20])));
         let length = usize::from(bytes[1] & 0xf) | usize::from(bytes[2]) << 4;

@@ -73,7 +73,8 @@ fn write_boot_params(
 ) -> Result<(), BootError> {
     let params = place::BOOT_PARAMS;
     let header_end = 0x202 + usize::from(image.kernel.get(0x201).copied().unwrap_or(0));
-    let header = image.kernel.get(HEADER_START..header_end.min(0x290)).ok_or(BootError::Malformed)?;
+    let header =
+        image.kernel.get(HEADER_START..header_end.min(0x290)).ok_or(BootError::Malformed)?;
     memory.write(params + HEADER_START as u64, header)?;
     memory.write(params + 0x070, &acpi::RSDP_ADDRESS.to_le_bytes())?;
     // An unregistered boot loader.

@@ -237,7 +237,6 @@ mod tests {
     use super::*;
     use crate::guest_memory::VecMemory;
 
-
     #[test]
     fn nonsense_is_refused() {
         let mut memory = VecMemory::new(4 << 20);
@@ -258,7 +257,9 @@ mod tests {
                 _ => multiboot::tests::sample(),
             };
             for _ in 0..4 {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 let at = (seed >> 33) as usize % kernel.len().min(0x300);
                 kernel[at] = (seed >> 20) as u8;
             }

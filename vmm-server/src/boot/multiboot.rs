@@ -115,9 +115,8 @@ fn load_by_addresses(
     header: &Header,
     memory: &mut impl GuestMemory,
 ) -> Result<(u64, u64), BootError> {
-    let field = |at: usize| {
-        u32_at(kernel, header.offset + at).map(u64::from).ok_or(BootError::Malformed)
-    };
+    let field =
+        |at: usize| u32_at(kernel, header.offset + at).map(u64::from).ok_or(BootError::Malformed);
     let (header_address, load, load_end, bss_end, entry) =
         (field(12)?, field(16)?, field(20)?, field(24)?, field(28)?);
     let offset = header_address.checked_sub(load).ok_or(BootError::Malformed)?;
@@ -169,7 +168,8 @@ pub(crate) mod tests {
     fn loads_elf32_with_modules_behind_the_kernel() {
         let mut memory = VecMemory::new(8 << 20);
         let file = sample();
-        let modules = [Module { bytes: &[1; 100], name: "one" }, Module { bytes: &[2; 9000], name: "two" }];
+        let modules =
+            [Module { bytes: &[1; 100], name: "one" }, Module { bytes: &[2; 9000], name: "two" }];
         let image = Image { kernel: &file, modules: &modules, cmdline: "a b" };
         let state = load_any(&image, &mut memory).unwrap();
         let value = |id| state.iter().find(|(field, _)| *field == id).unwrap().1;

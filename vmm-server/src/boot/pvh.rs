@@ -94,7 +94,8 @@ pub(crate) mod tests {
     fn loads_with_modules() {
         let mut memory = VecMemory::new(8 << 20);
         let file = sample();
-        let modules = [Module { bytes: &[1; 100], name: "a" }, Module { bytes: &[2; 9000], name: "bb" }];
+        let modules =
+            [Module { bytes: &[1; 100], name: "a" }, Module { bytes: &[2; 9000], name: "bb" }];
         let image = Image { kernel: &file, modules: &modules, cmdline: "quiet" };
         let state = load_any(&image, &mut memory).unwrap();
         let value = |id| state.iter().find(|(field, _)| *field == id).unwrap().1;

@@ -183,7 +183,8 @@ impl Lapic {
         }
         let (old, new) = (self.base & modes, value & modes);
         // x2APIC needs the enable bit, and is left only by disabling the APIC altogether.
-        if new == BASE_X2APIC || (old == modes && new == BASE_ENABLE) || (old == 0 && new == modes) {
+        if new == BASE_X2APIC || (old == modes && new == BASE_ENABLE) || (old == 0 && new == modes)
+        {
             return Err(GeneralProtection);
         }
         if new == 0 && old != 0 {
@@ -205,7 +206,8 @@ impl Lapic {
     /// Whether the 8259 pair reaches the processor.
     #[inline]
     pub fn accepts_extint(&self) -> bool {
-        self.base & BASE_ENABLE == 0 || self.lvt[LVT_LINT0] & (LVT_MASKED | MODE_MASK) == MODE_EXTINT
+        self.base & BASE_ENABLE == 0
+            || self.lvt[LVT_LINT0] & (LVT_MASKED | MODE_MASK) == MODE_EXTINT
     }
 
     /// Whether LINT1 passes NMIs.
@@ -275,11 +277,7 @@ impl Lapic {
     pub fn end_of_interrupt(&mut self) -> ApicEffect {
         let Some(vector) = self.isr.highest() else { return ApicEffect::None };
         self.isr.clear(vector);
-        if self.tmr.contains(vector) {
-            ApicEffect::Broadcast(vector)
-        } else {
-            ApicEffect::None
-        }
+        if self.tmr.contains(vector) { ApicEffect::Broadcast(vector) } else { ApicEffect::None }
     }
 
     /// Whether a message to `destination` reaches this processor.
@@ -295,7 +293,8 @@ impl Lapic {
         if self.dfr >> 28 == 0xf {
             own & destination != 0
         } else {
-            (destination >> 4 == own >> 4 || destination >> 4 == 0xf) && own & destination & 0xf != 0
+            (destination >> 4 == own >> 4 || destination >> 4 == 0xf)
+                && own & destination & 0xf != 0
         }
     }
 
@@ -343,8 +342,7 @@ impl Lapic {
             return;
         }
         self.timer_start = now;
-        self.deadline =
-            (self.initial_count != 0).then(|| now.saturating_add(self.timer_period()));
+        self.deadline = (self.initial_count != 0).then(|| now.saturating_add(self.timer_period()));
     }
 
     /// The TSC-deadline MSR as it reads.
@@ -376,9 +374,11 @@ impl Lapic {
             register::ICR_LOW => Ok(self.icr),
             register::ID => Ok(0),
             register::LDR => Ok(1),
-            register::APR | register::EOI | register::DFR | register::ICR_HIGH | register::SELF_IPI => {
-                Err(GeneralProtection)
-            }
+            register::APR
+            | register::EOI
+            | register::DFR
+            | register::ICR_HIGH
+            | register::SELF_IPI => Err(GeneralProtection),
             _ => self.read(number, now).map(u64::from).ok_or(GeneralProtection),
         }
     }
@@ -388,7 +388,12 @@ impl Lapic {
     /// # Errors
     ///
     /// [`GeneralProtection`] outside x2APIC mode, for registers that cannot be written and reserved values.
-    pub fn write_msr(&mut self, number: u16, value: u64, now: Ticks) -> Result<ApicEffect, GeneralProtection> {
+    pub fn write_msr(
+        &mut self,
+        number: u16,
+        value: u64,
+        now: Ticks,
+    ) -> Result<ApicEffect, GeneralProtection> {
         if self.base & BASE_X2APIC == 0 {
             return Err(GeneralProtection);
         }
@@ -398,12 +403,21 @@ impl Lapic {
                 self.icr = value;
                 let destination = (value >> 32) as u32;
                 let reaches = destination == u32::MAX
-                    || if value & 1 << 11 == 0 { destination == 0 } else { destination & 0xffff_0001 == 1 };
+                    || if value & 1 << 11 == 0 {
+                        destination == 0
+                    } else {
+                        destination & 0xffff_0001 == 1
+                    };
                 Ok(self.send(value as u32, reaches))
             }
             register::SELF_IPI if value < 256 => Ok(self.send(1 << 18 | value as u32, true)),
-            register::ESR if value == 0 => Ok(self.write(number, 0, now).unwrap_or(ApicEffect::None)),
-            register::TPR | register::SVR | register::LVT_FIRST..=register::TIMER_INITIAL | register::TIMER_DIVIDE => {
+            register::ESR if value == 0 => {
+                Ok(self.write(number, 0, now).unwrap_or(ApicEffect::None))
+            }
+            register::TPR
+            | register::SVR
+            | register::LVT_FIRST..=register::TIMER_INITIAL
+            | register::TIMER_DIVIDE => {
                 let value = u32::try_from(value).map_err(|_| GeneralProtection)?;
                 self.write(number, value, now).ok_or(GeneralProtection)
             }
@@ -672,7 +686,9 @@ mod tests {
         let mut seed = 3u64;
         let mut now = 0u64;
         for _ in 0..400_000 {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let value = (seed >> 20) as u32;
             let offset = (seed >> 44) as u16 & 0xfff;
             now = now.saturating_add(seed >> (seed >> 58));

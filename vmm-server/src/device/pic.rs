@@ -370,7 +370,9 @@ mod tests {
         let mut pic = Pic::new();
         let mut seed = 1u64;
         for _ in 0..200_000 {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let port = [0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1][(seed >> 40) as usize % 6];
             match (seed >> 60) & 3 {
                 0 => pic.write(port, (seed >> 32) as u8),

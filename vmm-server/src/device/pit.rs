@@ -366,7 +366,9 @@ mod tests {
         let mut seed = 7u64;
         let mut now = 0u64;
         for _ in 0..200_000 {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let port = [0x40, 0x41, 0x42, 0x43, 0x61][(seed >> 40) as usize % 5];
             now = now.saturating_add(seed >> (seed >> 58));
             if seed >> 59 & 1 == 0 {

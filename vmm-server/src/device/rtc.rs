@@ -19,7 +19,7 @@ const REGISTER_B_BINARY: u8 = 0x04;
 
 impl Rtc {
     /// A clock that shows `epoch_seconds` (Unix time) when the guest's TSC is zero.
-    pub fn new(epoch_seconds: u64) -> Self {
+    pub const fn new(epoch_seconds: u64) -> Self {
         let mut ram = [0; 128];
         ram[0x0a] = 0x26;
         ram[0x0b] = REGISTER_B_24_HOURS;

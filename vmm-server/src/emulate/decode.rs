@@ -541,7 +541,11 @@ mod tests {
         }
         assert_eq!(usize::from(ours.length), theirs.len(), "{bytes:02x?} {mode:?}");
         let wanted = mnemonic_of(ours.operation);
-        assert!(wanted.contains(&theirs.mnemonic()), "{bytes:02x?} {mode:?} {ours:?} {:?}", theirs.mnemonic());
+        assert!(
+            wanted.contains(&theirs.mnemonic()),
+            "{bytes:02x?} {mode:?} {ours:?} {:?}",
+            theirs.mnemonic()
+        );
         if theirs.mnemonic() != Mnemonic::Bt || registers_of(ours.operation).is_none() {
             let size = theirs.memory_size().size();
             assert_eq!(usize::from(ours.size), size, "{bytes:02x?} {mode:?} {ours:?}");
@@ -555,9 +559,16 @@ mod tests {
             let expected = u8::try_from(named.full_register().number()).unwrap();
             let is_high = matches!(
                 named,
-                iced_x86::Register::AH | iced_x86::Register::BH | iced_x86::Register::CH | iced_x86::Register::DH
+                iced_x86::Register::AH
+                    | iced_x86::Register::BH
+                    | iced_x86::Register::CH
+                    | iced_x86::Register::DH
             );
-            assert_eq!((register.number, register.is_high_byte), (expected, is_high), "{bytes:02x?}");
+            assert_eq!(
+                (register.number, register.is_high_byte),
+                (expected, is_high),
+                "{bytes:02x?}"
+            );
         }
         if let Some(value) = immediate_of(ours.operation)
             && !matches!(ours.operation, Operation::BitOperation(..))
@@ -604,6 +615,9 @@ mod tests {
             assert_eq!(decode(&mov[..length], Mode::Bits64), Err(DecodeError::Truncated));
         }
         assert_eq!(decode(&[0x66; 20], Mode::Bits64), Err(DecodeError::Truncated));
-        assert_eq!(decode(&[0x0f, 0x28, 0x00], Mode::Bits64), Err(DecodeError::Unsupported(0x0f28)));
+        assert_eq!(
+            decode(&[0x0f, 0x28, 0x00], Mode::Bits64),
+            Err(DecodeError::Unsupported(0x0f28))
+        );
     }
 }

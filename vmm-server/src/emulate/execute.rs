@@ -220,7 +220,8 @@ pub fn repeat_done(registers: &mut Registers, instruction: &Instruction) -> bool
         return true;
     }
     let counter = Register { number: 1, is_high_byte: false };
-    let left = registers.get(counter, instruction.address_size).wrapping_sub(1) & mask(instruction.address_size);
+    let left = registers.get(counter, instruction.address_size).wrapping_sub(1)
+        & mask(instruction.address_size);
     registers.set(counter, instruction.address_size, left);
     left == 0
 }
@@ -352,7 +353,9 @@ mod tests {
     fn arithmetic_matches_the_host_processor() {
         let mut seed = 77u64;
         for _ in 0..100_000 {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let (left, right) = (seed >> 32 & 0xffff_ffff, seed.rotate_left(23) & 0xffff_ffff);
             let (l, r) = (left as u32, right as u32);
             let (sum, status) = arithmetic(Alu::Add, left, right, 0, 4);

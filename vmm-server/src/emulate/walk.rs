@@ -70,7 +70,14 @@ pub fn translate<M: GuestMemory>(
         return Ok(linear & 0xffff_ffff);
     }
     if paging.efer & EFER_LMA != 0 {
-        walk(memory, paging, linear, access, Format { levels: 4, entry: 8, bits: 9 }, paging.cr3 & ADDRESS)
+        walk(
+            memory,
+            paging,
+            linear,
+            access,
+            Format { levels: 4, entry: 8, bits: 9 },
+            paging.cr3 & ADDRESS,
+        )
     } else if paging.cr4 & CR4_PAE != 0 {
         let linear = linear & 0xffff_ffff;
         let at = (paging.cr3 & 0xffff_ffe0) + 8 * (linear >> 30);
@@ -78,10 +85,24 @@ pub fn translate<M: GuestMemory>(
         if pointer & PRESENT == 0 {
             return Err(WalkError::PageFault(fault_code(access, false)));
         }
-        walk(memory, paging, linear, access, Format { levels: 2, entry: 8, bits: 9 }, pointer & ADDRESS)
+        walk(
+            memory,
+            paging,
+            linear,
+            access,
+            Format { levels: 2, entry: 8, bits: 9 },
+            pointer & ADDRESS,
+        )
     } else {
         let linear = linear & 0xffff_ffff;
-        walk(memory, paging, linear, access, Format { levels: 2, entry: 4, bits: 10 }, paging.cr3 & 0xffff_f000)
+        walk(
+            memory,
+            paging,
+            linear,
+            access,
+            Format { levels: 2, entry: 4, bits: 10 },
+            paging.cr3 & 0xffff_f000,
+        )
     }
 }
 
@@ -132,7 +153,8 @@ fn walk<M: GuestMemory>(
             continue;
         }
         check(paging, rights, access)?;
-        let marks = if matches!(access, Access::Write { .. }) { ACCESSED | DIRTY } else { ACCESSED };
+        let marks =
+            if matches!(access, Access::Write { .. }) { ACCESSED | DIRTY } else { ACCESSED };
         set_bits(memory, at, entry, marks)?;
         let offset_mask = (1u64 << shift) - 1;
         let mut frame = entry & ADDRESS;
@@ -201,7 +223,8 @@ mod tests {
         let mut memory = long_tables();
         let base = 0xffff_ff80_0000_0000u64;
         assert_eq!(translate(&mut memory, &LONG, base + 0x5123, Access::Fetch), Ok(0x9123));
-        let large = translate(&mut memory, &LONG, base + 0x23_4567, Access::Write { is_user: false });
+        let large =
+            translate(&mut memory, &LONG, base + 0x23_4567, Access::Write { is_user: false });
         assert_eq!(large, Ok(0x63_4567));
         assert_eq!(memory.read_u64(0x3008).unwrap() & (ACCESSED | DIRTY), ACCESSED | DIRTY);
         assert_eq!(memory.read_u64(0x2000).unwrap() & ACCESSED, ACCESSED);
@@ -241,7 +264,10 @@ mod tests {
     fn tables_outside_ram_are_refused() {
         let mut memory = VecMemory::new(0x4000);
         let paging = Paging { cr3: 0xffff_f000, ..LONG };
-        assert_eq!(translate(&mut memory, &paging, 0, Access::Fetch), Err(WalkError::TableOutOfRam));
+        assert_eq!(
+            translate(&mut memory, &paging, 0, Access::Fetch),
+            Err(WalkError::TableOutOfRam)
+        );
         put(&mut memory, 0x1000, ADDRESS | 7);
         assert_eq!(translate(&mut memory, &LONG, 0, Access::Fetch), Err(WalkError::TableOutOfRam));
     }

@@ -36,6 +36,8 @@ pub trait BalloonHost {
 /// The device.
 #[derive(Clone, Debug, Default)]
 pub struct Balloon {
+    reports_free_pages: bool,
+    deflates_on_oom: bool,
     target_pages: u32,
     actual_pages: u32,
     /// Statistics buffer the driver has handed in, returned when fresh figures are wanted.
@@ -95,13 +97,22 @@ impl Batch {
 
 impl Balloon {
     /// An empty balloon with target 0.
-    pub const fn new() -> Self {
-        Self { target_pages: 0, actual_pages: 0, held_statistics: None }
+    pub const fn new(reports_free_pages: bool, deflates_on_oom: bool) -> Self {
+        Self {
+            reports_free_pages,
+            deflates_on_oom,
+            target_pages: 0,
+            actual_pages: 0,
+            held_statistics: None,
+        }
     }
 
     /// Device features beyond the transport's.
-    pub const fn features() -> u64 {
-        F_MUST_TELL_HOST | F_STATS_VQ | F_DEFLATE_ON_OOM | F_REPORTING
+    pub const fn features(&self) -> u64 {
+        F_MUST_TELL_HOST
+            | F_STATS_VQ
+            | if self.deflates_on_oom { F_DEFLATE_ON_OOM } else { 0 }
+            | if self.reports_free_pages { F_REPORTING } else { 0 }
     }
 
     /// Sets how many pages the guest should give up; true if that changed the configuration.
@@ -299,7 +310,7 @@ mod tests {
         let mut driver = Driver::new(0, 8);
         let mut queue = driver.queue(false);
         let mut seen = Seen::default();
-        let mut balloon = Balloon::new();
+        let mut balloon = Balloon::new(true, true);
         for (index, page) in [10u32, 11, 12, 9, 50, 49, 100].iter().enumerate() {
             memory.write(0x8000 + 4 * index as u64, &page.to_le_bytes()).unwrap();
         }
@@ -323,7 +334,12 @@ mod tests {
         let mut seen = Seen::default();
         driver.offer(
             &mut memory,
-            &[(0x4000, 0x3000, true), (0x8800, 0x1000, true), (0xf000, 0x2000, true), (u64::MAX, 9, true)],
+            &[
+                (0x4000, 0x3000, true),
+                (0x8800, 0x1000, true),
+                (0xf000, 0x2000, true),
+                (u64::MAX, 9, true),
+            ],
         );
         Balloon::process_reports(&mut queue, &mut memory, &mut seen).unwrap();
         assert_eq!(seen.released, [(true, range(4, 3))]);
@@ -335,7 +351,7 @@ mod tests {
         let mut driver = Driver::new(0, 8);
         let mut queue = driver.queue(false);
         let mut seen = Seen::default();
-        let mut balloon = Balloon::new();
+        let mut balloon = Balloon::new(true, true);
         memory.write(0x8000, &4u16.to_le_bytes()).unwrap();
         memory.write(0x8002, &0x5000u64.to_le_bytes()).unwrap();
         memory.write(0x800a, &10u16.to_le_bytes()).unwrap();
@@ -352,7 +368,7 @@ mod tests {
 
     #[test]
     fn configuration_bytes() {
-        let mut balloon = Balloon::new();
+        let mut balloon = Balloon::new(true, true);
         assert!(balloon.set_target(0x1_0203));
         assert!(!balloon.set_target(0x1_0203));
         assert_eq!([0, 1, 2, 3].map(|i| balloon.config(i)), [3, 2, 1, 0]);

@@ -8,7 +8,8 @@ use crate::guest_memory::GuestMemory;
 use core::sync::atomic::AtomicU64;
 use heapless::Vec;
 use protocol::ring::{
-    BLK_REQUEST_MAX, BLK_SLOTS, BlkClient, BlkFull, BlkOperation, BlkStatus, RingError, SECTOR_BYTES,
+    BLK_REQUEST_MAX, BLK_SLOTS, BlkClient, BlkFull, BlkOperation, BlkStatus, RingError,
+    SECTOR_BYTES,
 };
 
 /// Most data segments of one request.
@@ -226,7 +227,8 @@ impl Blk {
             if request.operation == BlkOperation::Write {
                 let mut at = offset;
                 for segment in &request.data {
-                    if memory.copy_to_shared(segment.gpa, words, at, segment.len as usize).is_err() {
+                    if memory.copy_to_shared(segment.gpa, words, at, segment.len as usize).is_err()
+                    {
                         self.client.release(words, slot);
                         return Err(Refusal::error(request.status));
                     }
@@ -400,7 +402,9 @@ mod tests {
     use super::*;
     use crate::guest_memory::VecMemory;
     use crate::virtio::queue::driver::Driver;
-    use protocol::ring::{BLK_RING_BYTES, BlkServer, Phase, format_blk_ring, read_bytes, write_bytes};
+    use protocol::ring::{
+        BLK_RING_BYTES, BlkServer, Phase, format_blk_ring, read_bytes, write_bytes,
+    };
 
     struct Bench {
         memory: VecMemory,
@@ -458,7 +462,10 @@ mod tests {
         b.offer(TYPE_OUT, 7, &[(0x9000, 512), (0x9200, 512)]);
         assert!(b.process().needs_doorbell);
         let (slot, request) = b.server.next(&b.words).unwrap().unwrap();
-        assert_eq!((request.operation, request.sector, request.length), (BlkOperation::Write, 7, 1024));
+        assert_eq!(
+            (request.operation, request.sector, request.length),
+            (BlkOperation::Write, 7, 1024)
+        );
         let mut data = [0; 1024];
         read_bytes(&b.words, request.data_offset(), &mut data);
         assert_eq!(data, [0x5a; 1024]);

@@ -82,7 +82,7 @@ impl Kind {
         let own = match self {
             Self::Blk(_, blk) => blk.features(),
             Self::Rng(_) => 0,
-            Self::Balloon(_) => Balloon::features(),
+            Self::Balloon(balloon) => balloon.features(),
         };
         own | F_INDIRECT | F_EVENT_INDEX | F_VERSION_1
     }
@@ -169,7 +169,8 @@ impl VirtioPci {
     pub fn read_config(&mut self, register: usize) -> u32 {
         let access = usize::from(CAP_ACCESS / 4);
         if register == access + 4 {
-            let (offset, size) = (self.config.register(access + 2), self.config.register(access + 3));
+            let (offset, size) =
+                (self.config.register(access + 2), self.config.register(access + 3));
             if matches!(size, 1 | 2 | 4) {
                 return self.read(offset, size as u8) as u32;
             }
@@ -189,7 +190,8 @@ impl VirtioPci {
     ) {
         let access = usize::from(CAP_ACCESS / 4);
         if register == access + 4 {
-            let (offset, size) = (self.config.register(access + 2), self.config.register(access + 3));
+            let (offset, size) =
+                (self.config.register(access + 2), self.config.register(access + 3));
             if matches!(size, 1 | 2 | 4) {
                 self.write(offset, size as u8, u64::from(value), memory, host, out);
             }
@@ -286,11 +288,13 @@ impl VirtioPci {
         }
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.is_ready) else { return };
         let result = match &mut self.kind {
-            Kind::Blk(number, blk) => blk.process(queue, memory, host.ring(*number)).map(|progress| {
-                if progress.needs_doorbell {
-                    host.doorbell(*number);
-                }
-            }),
+            Kind::Blk(number, blk) => {
+                blk.process(queue, memory, host.ring(*number)).map(|progress| {
+                    if progress.needs_doorbell {
+                        host.doorbell(*number);
+                    }
+                })
+            }
             Kind::Rng(rng) => rng.process(queue, memory),
             Kind::Balloon(balloon) => match balloon_queue(self.driver_features, index) {
                 BalloonQueue::Pages => balloon.process_pages(index, queue, memory, host),
@@ -310,11 +314,12 @@ impl VirtioPci {
         out: &mut Msis,
     ) {
         let Kind::Blk(number, blk) = &mut self.kind else { return };
-        let result = blk.complete(&mut self.queues[0], memory, host.ring(*number)).map(|progress| {
-            if progress.needs_doorbell {
-                host.doorbell(*number);
-            }
-        });
+        let result =
+            blk.complete(&mut self.queues[0], memory, host.ring(*number)).map(|progress| {
+                if progress.needs_doorbell {
+                    host.doorbell(*number);
+                }
+            });
         self.settle(0, result, memory, out);
     }
 
@@ -332,7 +337,8 @@ impl VirtioPci {
 
     /// Asks the balloon's driver for statistics.
     pub fn ask_statistics<M: GuestMemory>(&mut self, memory: &mut M, out: &mut Msis) {
-        let is_offered = self.driver_features & F_STATS_VQ != 0 && self.status & STATUS_DRIVER_OK != 0;
+        let is_offered =
+            self.driver_features & F_STATS_VQ != 0 && self.status & STATUS_DRIVER_OK != 0;
         if let Kind::Balloon(balloon) = &mut self.kind
             && is_offered
         {
@@ -470,8 +476,8 @@ impl VirtioPci {
                             self.driver_features & !0xffff_ffff | u64::from(value) & offered;
                     }
                     1 => {
-                        self.driver_features = self.driver_features & 0xffff_ffff
-                            | (u64::from(value) << 32) & offered;
+                        self.driver_features =
+                            self.driver_features & 0xffff_ffff | (u64::from(value) << 32) & offered;
                     }
                     _ => {}
                 }
@@ -672,7 +678,7 @@ mod tests {
 
     #[test]
     fn features_need_version_1_and_balloon_readiness_is_told() {
-        let mut b = Bench::new(Kind::Balloon(Balloon::new()));
+        let mut b = Bench::new(Kind::Balloon(Balloon::new(true, true)));
         b.write(0x14, 1, 0xb);
         assert_eq!(b.device.read(0x14, 1) & 0xff, 3);
         b.write(0x14, 1, 0);
@@ -687,7 +693,7 @@ mod tests {
 
     #[test]
     fn the_configuration_window_reaches_the_bar() {
-        let mut b = Bench::new(Kind::Balloon(Balloon::new()));
+        let mut b = Bench::new(Kind::Balloon(Balloon::new(true, true)));
         let Bench { device, memory, host, out } = &mut b;
         device.write_config(42, 0x12, u32::MAX, memory, host, out);
         device.write_config(43, 2, u32::MAX, memory, host, out);
@@ -709,7 +715,7 @@ mod tests {
         for round in 0..300 {
             let kind = match round % 2 {
                 0 => Kind::Rng(Rng::new(1)),
-                _ => Kind::Balloon(Balloon::new()),
+                _ => Kind::Balloon(Balloon::new(true, true)),
             };
             let mut b = Bench::new(kind);
             for byte in &mut b.memory.0 {
@@ -729,7 +735,14 @@ mod tests {
                     0 => drop(b.device.read(offset, size)),
                     1 => {
                         let Bench { device, memory, host, out } = &mut b;
-                        device.write_config((r >> 40) as usize & 63, r as u32, u32::MAX, memory, host, out);
+                        device.write_config(
+                            (r >> 40) as usize & 63,
+                            r as u32,
+                            u32::MAX,
+                            memory,
+                            host,
+                            out,
+                        );
                     }
                     2 => b.write(0x14, 1, [0, 3, 0xb, 0xf][(r >> 40) as usize & 3]),
                     3 => b.write(0x1c, 2, 1),

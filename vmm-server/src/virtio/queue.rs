@@ -289,7 +289,8 @@ pub mod driver {
             for (position, &(gpa, len, is_writable)) in parts.iter().enumerate() {
                 let last = position + 1 == parts.len();
                 let next = (self.next_desc + 1) % self.size;
-                let flags = if is_writable { DESC_WRITE } else { 0 } | if last { 0 } else { DESC_NEXT };
+                let flags =
+                    if is_writable { DESC_WRITE } else { 0 } | if last { 0 } else { DESC_NEXT };
                 self.put(memory, self.next_desc, gpa, len, flags, next);
                 self.next_desc = next;
             }
@@ -298,7 +299,15 @@ pub mod driver {
         }
 
         /// Writes one raw descriptor.
-        pub fn put(&self, memory: &mut VecMemory, index: u16, gpa: u64, len: u32, flags: u16, next: u16) {
+        pub fn put(
+            &self,
+            memory: &mut VecMemory,
+            index: u16,
+            gpa: u64,
+            len: u32,
+            flags: u16,
+            next: u16,
+        ) {
             let mut raw = [0; 16];
             raw[..8].copy_from_slice(&gpa.to_le_bytes());
             raw[8..12].copy_from_slice(&len.to_le_bytes());
