@@ -22,8 +22,8 @@ macro_rules! server {
 /// Names `$main` (`fn(BootInfoPtr) -> !`) as the root-task's main function, on a stack of `$stack` bytes.
 #[macro_export]
 macro_rules! root_task {
-    ($main:path, $stack:expr) => {
-        const _: () = {
+    ($main:ident, $stack:expr) => {
+        mod root_task_entry {
             #[repr(C, align(4096))]
             struct Stack(core::cell::UnsafeCell<[u8; $stack]>);
             // SAFETY: never accessed as a Rust object; it only lends its memory to the stack pointer.
@@ -32,7 +32,7 @@ macro_rules! root_task {
 
             extern "C" fn start(boot: *const sel4::BootInfo) -> ! {
                 // SAFETY: called once, by the instructions below, with the register the kernel set.
-                unsafe { $crate::entry::start_root_task(boot, $main) }
+                unsafe { $crate::entry::start_root_task(boot, super::$main) }
             }
 
             core::arch::global_asm!(
@@ -48,7 +48,7 @@ macro_rules! root_task {
                 size = const $stack,
                 start = sym start,
             );
-        };
+        }
     };
 }
 

@@ -146,6 +146,13 @@ impl CapRights {
 pub struct CapRightsBuilder(u64);
 
 impl CapRightsBuilder {
+    /// May send and be answered.
+    pub const fn send() -> CapRights {
+        CapRights(message::CapRights(
+            message::CapRights::WRITE.0 | message::CapRights::GRANT_REPLY.0,
+        ))
+    }
+
     const fn with(self, right: message::CapRights, is_given: bool) -> Self {
         if is_given { Self(self.0 | right.0) } else { Self(self.0 & !right.0) }
     }

@@ -1,0 +1,192 @@
+//! Answers to the host: rows of names and counters.
+
+use core::sync::atomic::Ordering;
+
+use protocol::link::{
+    DiskStats, MachineStats, MemoryStats, Row, ServerId, ServerStats, ToHost, Unit, VmStats,
+};
+use protocol::mem::Explanation;
+use protocol::root::{
+    IoCounter, MemCounter, MemVmCounter, VmmCounter, io_counter, mem_counter, mem_vm_counter,
+    vmm_counter,
+};
+use protocol::slots::Client;
+use protocol::units::{Nanos, PAGE_SIZE, Pages, VmId};
+use root_task::system::Supervisor;
+
+use super::serial::Serial;
+use super::servers::{Server, index};
+use super::window::{ViewPage, view};
+
+fn word(client: Client, word: usize) -> u64 {
+    view(index(client), ViewPage::Shared).get(word).map_or(0, |word| word.load(Ordering::Relaxed))
+}
+
+fn micros(us: u64) -> Nanos {
+    Nanos(us.saturating_mul(1000))
+}
+
+/// Memory of a VM: the mem-server's figures, and what the root-task holds for it.
+fn memory(vm: VmId, own_bytes: u64) -> MemoryStats {
+    let get = |counter| Pages(word(Client::Mem, mem_vm_counter(vm, counter)));
+    MemoryStats {
+        size: get(MemVmCounter::Size),
+        granted: get(MemVmCounter::Granted),
+        active: get(MemVmCounter::Active),
+        shared: get(MemVmCounter::Shared),
+        saved: get(MemVmCounter::Saved),
+        balloon: get(MemVmCounter::Balloon),
+        balloon_target: get(MemVmCounter::BalloonTarget),
+        swapped: get(MemVmCounter::Swapped),
+        compressed: get(MemVmCounter::Compressed),
+        overhead: Pages(get(MemVmCounter::Overhead).0 + own_bytes.div_ceil(PAGE_SIZE)),
+    }
+}
+
+fn disk(clients: impl Iterator<Item = u16>) -> DiskStats {
+    let mut sum = DiskStats::default();
+    for client in clients {
+        let get = |counter| word(Client::Io, io_counter(client, counter));
+        sum.reads += get(IoCounter::Reads);
+        sum.writes += get(IoCounter::Writes);
+        sum.flushes += get(IoCounter::Flushes);
+        sum.read_bytes += get(IoCounter::ReadBytes);
+        sum.written_bytes += get(IoCounter::WrittenBytes);
+        sum.errors += get(IoCounter::Errors);
+        // Of several disks the slower one is what the user feels.
+        sum.p50 = sum.p50.max(Nanos(get(IoCounter::LatencyP50)));
+        sum.p99 = sum.p99.max(Nanos(get(IoCounter::LatencyP99)));
+    }
+    sum
+}
+
+fn exits(vm: VmId) -> [u64; 8] {
+    let get = |counter| word(Client::Vmm(vm), vmm_counter(counter));
+    [
+        get(VmmCounter::ExitCpuid),
+        get(VmmCounter::ExitMsr),
+        get(VmmCounter::ExitIo),
+        get(VmmCounter::ExitMmio),
+        get(VmmCounter::ExitHlt),
+        get(VmmCounter::ExitFaultIn),
+        get(VmmCounter::ExitWindow) + get(VmmCounter::Notified),
+        get(VmmCounter::ExitVmmcall) + get(VmmCounter::ExitOther),
+    ]
+}
+
+/// A VM's row.
+pub fn vm(serial: &mut Serial, supervisor: &Supervisor, id: u32, vm: VmId) {
+    if let (Some(config), Some(state)) = (supervisor.config(vm), supervisor.state(vm)) {
+        serial.send(&ToHost::Row { id, row: Row::Vm { vm, name: &config.name, state } });
+    }
+}
+
+/// Counters of a VM whose server exists.
+pub fn vm_stats(
+    serial: &mut Serial,
+    supervisor: &Supervisor,
+    id: u32,
+    vm: VmId,
+    server: &mut Server,
+    ring_bytes: u64,
+    has_shared_servers: bool,
+) {
+    let own_bytes = server.bytes() + ring_bytes;
+    let stats = VmStats {
+        memory: if has_shared_servers { memory(vm, own_bytes) } else { MemoryStats::default() },
+        exits: exits(vm),
+        vcpu_time: micros(server.consumed_us()),
+        disk: if has_shared_servers {
+            disk(supervisor.clients_of(vm))
+        } else {
+            DiskStats::default()
+        },
+    };
+    serial.send(&ToHost::Row { id, row: Row::VmStats { vm, stats } });
+    let halted = word(Client::Vmm(vm), vmm_counter(VmmCounter::HaltedNanos));
+    term(serial, id, ServerId::Vmm(vm), Some(vm), "vcpu.halted", halted, Unit::Nanos);
+    let injected = word(Client::Vmm(vm), vmm_counter(VmmCounter::Injected));
+    term(serial, id, ServerId::Vmm(vm), Some(vm), "vcpu.interrupts", injected, Unit::Count);
+    term(serial, id, ServerId::Root, Some(vm), "server.bytes", own_bytes, Unit::Bytes);
+}
+
+/// Counters of a server.
+pub fn server_stats(
+    serial: &mut Serial,
+    id: u32,
+    server: ServerId,
+    held: &mut Server,
+    restarts: u32,
+) {
+    let logs_lost = u32::try_from(held.logs_lost).unwrap_or(u32::MAX);
+    let stats = ServerStats { time: micros(held.consumed_us()), restarts, logs_lost };
+    serial.send(&ToHost::Row { id, row: Row::Server { server, stats } });
+}
+
+/// Counters of the machine.
+pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages, has_mem: bool) {
+    let get = |counter| if has_mem { word(Client::Mem, mem_counter(counter)) } else { 0 };
+    let stats = MachineStats {
+        uptime: runtime::clock::now(),
+        memory,
+        kernel_memory,
+        free: Pages(get(MemCounter::FreePages)),
+        memory_state: u8::try_from(get(MemCounter::State)).unwrap_or(0),
+    };
+    serial.send(&ToHost::Row { id, row: Row::Machine(stats) });
+    let total = get(MemCounter::TotalPages);
+    term(serial, id, ServerId::Mem, None, "memory.total", total, Unit::Pages);
+    let metadata = get(MemCounter::MetadataPages);
+    term(serial, id, ServerId::Mem, None, "memory.metadata", metadata, Unit::Pages);
+}
+
+/// One named number.
+pub fn term(
+    serial: &mut Serial,
+    id: u32,
+    server: ServerId,
+    vm: Option<VmId>,
+    name: &str,
+    value: u64,
+    unit: Unit,
+) {
+    serial.send(&ToHost::Row { id, row: Row::Term { server, vm, name, value, unit } });
+}
+
+/// Every number behind a VM's memory.
+pub fn explanation(serial: &mut Serial, id: u32, vm: VmId, terms: &Explanation) {
+    let stats = &terms.stats;
+    let pages = [
+        ("memory.size", stats.size),
+        ("memory.granted", stats.granted),
+        ("memory.consumed", stats.consumed),
+        ("memory.touched", stats.touched),
+        ("memory.active", stats.active),
+        ("memory.saved", stats.saved),
+        ("memory.balloon", stats.balloon),
+        ("memory.balloon_target", stats.balloon_target),
+        ("memory.swap_target", stats.swap_target),
+        ("memory.reservation", terms.controls.reservation.0),
+        ("memory.limit", terms.controls.limit.0),
+        ("memory.budget", terms.budget),
+        ("memory.sum_reservations", terms.sum_reservations),
+        ("memory.untaxed_target", terms.untaxed_target),
+        ("memory.tax_paid", stats.tax_paid),
+        ("memory.target", stats.target),
+        ("memory.overhead", stats.overhead),
+    ];
+    for (name, value) in pages {
+        term(serial, id, ServerId::Mem, Some(vm), name, value, Unit::Pages);
+    }
+    let counts = [
+        ("memory.shares", u64::from(terms.controls.shares)),
+        ("memory.taxed_shares", terms.taxed_shares),
+        ("memory.level_milli", terms.level_milli),
+    ];
+    for (name, value) in counts {
+        term(serial, id, ServerId::Mem, Some(vm), name, value, Unit::Count);
+    }
+    let tax = u64::from(terms.tax);
+    term(serial, id, ServerId::Mem, Some(vm), "memory.tax", tax, Unit::Permille);
+    term(serial, id, ServerId::Mem, Some(vm), "memory.computed_at", terms.at.0, Unit::Nanos);
+}
