@@ -55,7 +55,7 @@ impl<'b> Aml<'b> {
         let letter = |byte: u8| u32::from(byte - b'@') & 0x1f;
         let digit = |byte: u8| match byte {
             b'0'..=b'9' => u32::from(byte - b'0'),
-            _ => u32::from(byte.wrapping_sub(b'A')) + 10 & 0xf,
+            _ => (u32::from(byte.wrapping_sub(b'A')) + 10) & 0xf,
         };
         let word = letter(id[0]) << 26
             | letter(id[1]) << 21
@@ -79,7 +79,7 @@ impl<'b> Aml<'b> {
     pub fn scope(&mut self, segment: &[u8; 4], body: impl FnOnce(&mut Self)) {
         self.raw(&[0x10]);
         self.with_length(|aml| {
-            aml.raw(&[b'\\']);
+            aml.raw(b"\\");
             aml.raw(segment);
             body(aml);
         });

@@ -69,14 +69,14 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.ram[0x0b] & REGISTER_B_BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.ram[0x0b] & REGISTER_B_BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn hour(&self, hour: u8) -> u8 {
         if self.ram[0x0b] & REGISTER_B_24_HOURS != 0 {
             return self.encode(hour);
         }
-        let half = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let half = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encode(half) | if hour >= 12 { 0x80 } else { 0 }
     }
 }

@@ -291,7 +291,7 @@ fn arithmetic(alu: Alu, left: u64, right: u64, old: u64, size: u8) -> (u64, u64)
         }
     };
     flag(carry, flags::CF);
-    flag((result as u8).count_ones() % 2 == 0, flags::PF);
+    flag((result as u8).count_ones().is_multiple_of(2), flags::PF);
     flag(auxiliary & 0x10 != 0, flags::AF);
     flag(result == 0, flags::ZF);
     flag(result & top != 0, flags::SF);

@@ -228,7 +228,6 @@ impl VirtioPci {
     }
 
     /// The guest writes `size` bytes at `offset` of BAR 0.
-    #[expect(clippy::too_many_arguments, reason = "an access and the world it happens in")]
     pub fn write<M: GuestMemory>(
         &mut self,
         offset: u32,
