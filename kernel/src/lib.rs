@@ -23,6 +23,8 @@ pub mod hw;
 pub mod ipc;
 pub mod limits;
 pub mod mem;
+#[cfg(not(target_os = "none"))]
+pub mod model;
 pub mod object;
 pub mod sched;
 pub mod syscall;

@@ -15,7 +15,7 @@ use crate::mem::Ref;
 use crate::object::reply::Reply;
 use crate::object::tcb::{PendingFault, Tcb, ThreadState};
 use crate::sched::SYSCALL_BYTES;
-use crate::{Action, FaultInfo, Kernel, Resume};
+use crate::{FaultInfo, Kernel, Resume};
 
 /// Why an invocation was refused (or put off).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,12 @@ impl<H: Hw> Kernel<H> {
     #[inline(always)]
     fn enter(&mut self, core: usize) -> Option<Ref<Tcb>> {
         self.core = core;
-        self.current()
+        let current = self.current();
+        if current.is_none() {
+            // The thread was even deleted or moved: there is nothing left to drop.
+            self.this().stalled = false;
+        }
+        current
     }
 
     /// Drops the event of a thread that another core took away meanwhile.
@@ -327,7 +332,7 @@ impl<H: Hw> Kernel<H> {
     pub fn start_core(&mut self, core: usize) -> Resume {
         self.core = core;
         self.this().time = self.hw.now();
-        self.this().action = Action::ChooseNew;
+        self.reschedule();
         self.this().reprogram = true;
         self.leave()
     }
