@@ -800,3 +800,6 @@ pub(crate) fn undefined_opcode(frame: &mut Frame) -> Resume {
 pub(crate) fn unsupported(what: Unsupported) -> Resume {
     Resume::Stop(Stop::Unsupported(what))
 }
+
+#[cfg(test)]
+mod tests;

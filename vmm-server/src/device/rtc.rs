@@ -69,7 +69,11 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.ram[0x0b] & REGISTER_B_BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
+        if self.ram[0x0b] & REGISTER_B_BINARY != 0 {
+            value
+        } else {
+            ((value / 10) << 4) | (value % 10)
+        }
     }
 
     fn hour(&self, hour: u8) -> u8 {
