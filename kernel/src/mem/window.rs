@@ -43,53 +43,72 @@ impl<T> core::fmt::Debug for Ref<T> {
     }
 }
 
+/// What a handle holds: on the target the address in the window, so that following it costs nothing; on a host the physical address.
+#[inline(always)]
+const fn encode(addr: u64) -> u64 {
+    if cfg!(target_os = "none") { addr | WINDOW_BASE } else { addr }
+}
+
+#[inline(always)]
+const fn decode(held: u64) -> u64 {
+    if cfg!(target_os = "none") { held & !WINDOW_BASE } else { held }
+}
+
 impl<T> Ref<T> {
     /// Makes a handle to the `T` at `addr`; see the module's invariant for who may. Address 0 holds no object.
     ///
     /// # Panics
-    /// If `addr` is 0.
-    #[inline]
+    /// If `addr` is 0, on a host (on the target, where the check would be in every path, it leads to the page at physical 0).
+    #[inline(always)]
     #[must_use]
     pub const fn at(addr: PhysAddr) -> Self {
-        match NonZeroU64::new(addr.0) {
-            Some(addr) => Self(addr, PhantomData),
+        match NonZeroU64::new(encode(addr.0)) {
+            Some(held) => Self(held, PhantomData),
             None => panic_null(),
         }
     }
 
     /// Like [`Ref::at`], with `None` for address 0.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn maybe(addr: PhysAddr) -> Option<Self> {
-        match NonZeroU64::new(addr.0) {
-            Some(addr) => Some(Self(addr, PhantomData)),
-            None => None,
-        }
+        if addr.0 == 0 { None } else { Some(Self::at(addr)) }
     }
 
     /// Returns the physical address.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn addr(self) -> PhysAddr {
-        PhysAddr(self.0.get())
+        PhysAddr(decode(self.0.get()))
     }
 
     /// Returns the virtual address in the window (target) or the arena (host).
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn as_ptr(self) -> *const T {
         resolve::<T>(self.0.get())
     }
 
     /// Returns the handle of the element `index` places further on in an array of `T`.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn add(self, index: u64) -> Self {
-        Self::at(PhysAddr(self.0.get() + index * size_of::<T>() as u64))
+        self.part(index.wrapping_mul(size_of::<T>() as u64))
+    }
+
+    /// Returns the handle of what lies `bytes` further on within the same object.
+    #[inline(always)]
+    #[must_use]
+    pub const fn part<U>(self, bytes: u64) -> Ref<U> {
+        // No object reaches the end of the address space, so this does not wrap.
+        match NonZeroU64::new(self.0.get().wrapping_add(bytes)) {
+            Some(held) => Ref(held, PhantomData),
+            None => Ref(self.0, PhantomData),
+        }
     }
 
     /// Reinterprets the handle; both types must describe the same typed memory.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn cast<U>(self) -> Ref<U> {
         Ref(self.0, PhantomData)
@@ -116,8 +135,8 @@ impl<T> Deref for Ref<T> {
 
 #[cfg(target_os = "none")]
 #[inline(always)]
-fn resolve<T>(addr: u64) -> *const T {
-    core::ptr::with_exposed_provenance(addr.wrapping_add(WINDOW_BASE) as usize)
+fn resolve<T>(held: u64) -> *const T {
+    core::ptr::with_exposed_provenance(held as usize)
 }
 
 #[cfg(not(target_os = "none"))]
@@ -161,13 +180,13 @@ impl Words {
     #[inline(always)]
     #[must_use]
     pub fn get(self, index: usize) -> u64 {
-        Ref::<Cell<u64>>::at(PhysAddr(self.0.0 + index as u64 * 8)).get()
+        Ref::<Cell<u64>>::at(PhysAddr(self.0.0.wrapping_add(index as u64 * 8))).get()
     }
 
     /// Writes word `index`.
     #[inline(always)]
     pub fn set(self, index: usize, value: u64) {
-        Ref::<Cell<u64>>::at(PhysAddr(self.0.0 + index as u64 * 8)).set(value);
+        Ref::<Cell<u64>>::at(PhysAddr(self.0.0.wrapping_add(index as u64 * 8))).set(value);
     }
 }
 

@@ -5,7 +5,7 @@ use core::cell::Cell;
 use super::notification::Notification;
 use super::reply::Reply;
 use super::tcb::Tcb;
-use crate::mem::{PhysAddr, Ref};
+use crate::mem::Ref;
 
 /// An amount of time that may be used from a point in time on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +68,6 @@ impl Ref<SchedContext> {
     #[must_use]
     pub fn refill(self, position: u32) -> Ref<Cell<Refill>> {
         let offset = core::mem::offset_of!(SchedContext, refills) as u64;
-        Ref::at(PhysAddr(self.addr().0 + offset + u64::from(position) * 16))
+        self.part(offset.wrapping_add(u64::from(position).wrapping_mul(16)))
     }
 }

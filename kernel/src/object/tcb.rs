@@ -280,6 +280,6 @@ impl Ref<Tcb> {
     #[must_use]
     pub const fn slot(self, slot: usize) -> Ref<Slot> {
         let offset = core::mem::offset_of!(Tcb, slots) + slot * size_of::<Slot>();
-        Ref::at(PhysAddr(self.addr().0 + offset as u64))
+        self.part(offset as u64)
     }
 }

@@ -73,28 +73,47 @@ fn release() {
 
 /// Does what the kernel decided, until there is a thread to go on with in user mode. The big lock is held at the start.
 #[inline(always)]
-pub fn run(core: usize, mut resume: Resume) -> ! {
+pub fn run(core: usize, resume: Resume) -> ! {
+    match resume {
+        Resume::User(tcb) => go_on(tcb),
+        Resume::Guest(tcb) => run_guests(core, tcb),
+        Resume::Idle => idle(core),
+    }
+}
+
+#[inline(always)]
+fn go_on(tcb: Ref<Tcb>) -> ! {
+    percpu::set_context(tcb.as_ptr() as u64);
+    release();
+    trap::leave(tcb)
+}
+
+/// Guest after guest, as long as the kernel wants another one.
+fn run_guests(core: usize, mut tcb: Ref<Tcb>) -> ! {
     loop {
-        match resume {
-            Resume::User(tcb) => {
-                percpu::this().context.set(tcb.as_ptr() as u64);
-                release();
-                trap::leave(tcb)
-            }
-            Resume::Guest(tcb) => {
-                release();
-                resume = run_guest(core, tcb);
-            }
-            Resume::Idle => {
-                release();
-                let vector = trap::wait();
-                resume = interrupt(core, vector);
-            }
+        release();
+        match run_guest(core, tcb) {
+            Resume::User(tcb) => go_on(tcb),
+            Resume::Guest(next) => tcb = next,
+            Resume::Idle => idle(core),
         }
     }
 }
 
-#[inline(never)]
+/// Waits for interrupts until there is something to do.
+fn idle(core: usize) -> ! {
+    loop {
+        release();
+        let vector = trap::wait();
+        match interrupt(core, vector) {
+            Resume::User(tcb) => go_on(tcb),
+            Resume::Guest(tcb) => run_guests(core, tcb),
+            Resume::Idle => {}
+        }
+    }
+}
+
+#[inline]
 fn run_guest(core: usize, tcb: Ref<Tcb>) -> Resume {
     let interrupted = svm::run::enter(core, tcb);
     if interrupted {
@@ -127,7 +146,7 @@ fn interrupt(core: usize, vector: u8) -> Resume {
 
 #[unsafe(no_mangle)]
 extern "C" fn syscall_from_user() -> ! {
-    let core = percpu::this().index();
+    let core = percpu::index();
     let resume = enter().handle_syscall(core);
     run(core, resume)
 }
@@ -186,21 +205,24 @@ impl Machine {
 }
 
 /// Loads a thread's segment bases.
-#[inline]
+#[inline(always)]
 fn load_bases(this: &percpu::PerCpu, tcb: Ref<Tcb>) {
-    let (fs, gs) = (tcb.reg(index::FS_BASE), tcb.reg(index::GS_BASE));
     // A thread can only make its own bases 0 (by loading a selector), so 0 over 0 needs no write, anything else does.
+    if tcb.reg(index::FS_BASE) | tcb.reg(index::GS_BASE) | this.bases.get() != 0 {
+        write_bases(this, tcb);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn write_bases(this: &percpu::PerCpu, tcb: Ref<Tcb>) {
+    let (fs, gs) = (tcb.reg(index::FS_BASE), tcb.reg(index::GS_BASE));
     // SAFETY: user bases, canonical by `Tcb::sanitise`; in the kernel, the user's GS base waits in the other MSR.
     unsafe {
-        if fs != 0 || this.fs_base.get() != 0 {
-            wrmsr(IA32_FS_BASE, fs);
-            this.fs_base.set(fs);
-        }
-        if gs != 0 || this.gs_base.get() != 0 {
-            wrmsr(IA32_KERNEL_GSBASE, gs);
-            this.gs_base.set(gs);
-        }
+        wrmsr(IA32_FS_BASE, fs);
+        wrmsr(IA32_KERNEL_GSBASE, gs);
     }
+    this.bases.set(fs | gs);
 }
 
 /// Writes FPU registers that any core still holds for `area` back to it.
@@ -253,12 +275,12 @@ impl Hw for Machine {
         apic::pending()
     }
 
-    #[inline]
+    #[inline(always)]
     fn switch_space(&mut self, _core: usize, root: Option<PhysAddr>) {
         let root = root.map_or_else(paging::root, |root| root.0);
         // SAFETY: every root table went through `init_root`.
         unsafe { paging::load(root) };
-        percpu::this().root.store(root, Ordering::Relaxed);
+        percpu::set_root(root);
     }
 
     fn init_root(&mut self, root: PhysAddr) {
@@ -288,7 +310,7 @@ impl Hw for Machine {
         Self::on_others(root, Order::LeaveSpace);
     }
 
-    #[inline]
+    #[inline(always)]
     fn switch_thread(&mut self, _core: usize, _from: Option<Ref<Tcb>>, to: Option<Ref<Tcb>>) {
         let Some(to) = to else { return };
         let this = percpu::this();

@@ -92,10 +92,8 @@ pub struct PerCpu {
     pub root: AtomicU64,
     /// Set once the core runs on its own stack and tables.
     pub online: AtomicU32,
-    /// FS base last written for a thread.
-    pub fs_base: Cell<u64>,
-    /// User GS base last written for a thread.
-    pub gs_base: Cell<u64>,
+    /// FS base and user GS base last written for a thread, combined by OR: 0 = both are 0.
+    pub bases: Cell<u64>,
     /// FPU bookkeeping: see `super::fpu`.
     pub fpu: super::fpu::State,
     gdt: UnsafeCell<[u64; 7]>,
@@ -126,8 +124,7 @@ static BLOCKS: [PerCpu; MAX_CORES] = [const {
         order: AtomicU64::new(0),
         root: AtomicU64::new(0),
         online: AtomicU32::new(0),
-        fs_base: Cell::new(0),
-        gs_base: Cell::new(0),
+        bases: Cell::new(0),
         fpu: super::fpu::State::new(),
         gdt: UnsafeCell::new([0; 7]),
         tss: UnsafeCell::new(Tss {
@@ -160,6 +157,39 @@ pub fn this() -> &'static PerCpu {
     unsafe {
         core::arch::asm!("mov {}, gs:[0]", out(reg) address, options(nostack, readonly, preserves_flags));
         &*(address as *const PerCpu)
+    }
+}
+
+/// Number of this core; one load.
+#[inline(always)]
+#[must_use]
+pub fn index() -> usize {
+    let index: usize;
+    // SAFETY: GS points to this core's block.
+    unsafe {
+        core::arch::asm!("mov {}, gs:[{}]", out(reg) index, const offset_of!(PerCpu, index),
+            options(nostack, pure, readonly, preserves_flags));
+    }
+    index
+}
+
+/// Notes where traps of the thread about to run save its registers; one store.
+#[inline(always)]
+pub fn set_context(context: u64) {
+    // SAFETY: GS points to this core's block, and the field is only used by assembly.
+    unsafe {
+        core::arch::asm!("mov gs:[{}], {}", const OFFSET_CONTEXT, in(reg) context,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Notes which root is in CR3; one store.
+#[inline(always)]
+pub fn set_root(root: u64) {
+    // SAFETY: GS points to this core's block; an aligned store of 8 bytes is what a relaxed atomic store is.
+    unsafe {
+        core::arch::asm!("mov gs:[{}], {}", const offset_of!(PerCpu, root), in(reg) root,
+            options(nostack, preserves_flags));
     }
 }
 

@@ -37,8 +37,6 @@ unsafe extern "C" {
     fn syscall_entry();
     fn nmi_entry();
     static interrupt_stubs: [[u8; 16]; 256];
-    fn leave_by_sysret(context: u64) -> !;
-    fn leave_by_iret(context: u64) -> !;
 }
 
 global_asm!(
@@ -55,7 +53,6 @@ syscall_entry:
     mov [rsp + {rflags}], r11
     mov [rsp + {rax}], rax
     mov [rsp + {rbx}], rbx
-    mov [rsp + {rcx}], rcx
     mov [rsp + {rdx}], rdx
     mov [rsp + {rsi}], rsi
     mov [rsp + {rdi}], rdi
@@ -63,7 +60,6 @@ syscall_entry:
     mov [rsp + {r8}], r8
     mov [rsp + {r9}], r9
     mov [rsp + {r10}], r10
-    mov [rsp + {r11}], r11
     mov [rsp + {r12}], r12
     mov [rsp + {r13}], r13
     mov [rsp + {r14}], r14
@@ -73,8 +69,8 @@ syscall_entry:
     mov [rsp + {rsp}], rbx
     mov rsp, gs:[{stack_top}]
     xor ebp, ebp
-    call syscall_from_user
-    ud2
+    push 0
+    jmp syscall_from_user
 
     .balign 16
     .global leave_by_sysret
@@ -308,7 +304,11 @@ pub fn leave(tcb: Ref<Tcb>) -> ! {
     // SAFETY: the big lock may be released by now, but this thread is the core's current one and nobody changes its registers
     // without stalling the core first; rip and flags are sane by `Tcb::sanitise`.
     unsafe {
-        if entry == Entry::Syscall { leave_by_sysret(context) } else { leave_by_iret(context) }
+        if entry == Entry::Syscall {
+            asm!("jmp leave_by_sysret", in("rdi") context, options(noreturn))
+        } else {
+            asm!("jmp leave_by_iret", in("rdi") context, options(noreturn))
+        }
     }
 }
 
