@@ -137,6 +137,7 @@ impl<H: Hw> Kernel<H> {
 
     /// Ends whatever a thread waits for.
     pub(crate) fn cancel_ipc(&mut self, tcb: Ref<Tcb>) {
+        tcb.set_fault(PendingFault::Null);
         match tcb.state.get() {
             ThreadState::BlockedOnSend | ThreadState::BlockedOnReceive => {
                 let endpoint: Ref<Endpoint> = Ref::at(tcb.blocking_object.get());
@@ -146,14 +147,10 @@ impl<H: Hw> Kernel<H> {
                 if let Some(reply) = tcb.reply.get() {
                     self.reply_unlink(reply, tcb);
                 }
-                tcb.set_fault(PendingFault::Null);
                 self.set_state(tcb, ThreadState::Inactive);
             }
             ThreadState::BlockedOnNotification => self.cancel_wait(tcb),
-            ThreadState::BlockedOnReply => {
-                tcb.set_fault(PendingFault::Null);
-                self.reply_remove_caller(tcb);
-            }
+            ThreadState::BlockedOnReply => self.reply_remove_caller(tcb),
             _ => {}
         }
     }

@@ -10,11 +10,9 @@ use abi::syscall::register;
 use abi::{Label, MessageInfo, ObjectType, Syscall};
 
 use super::CORES;
-use super::world::{
-    BUFFER_VADDR, CODE_VADDR, FREE, LARGE_UNTYPED, SCHED_CONTROL, UNTYPED, World,
-};
-use crate::cap::raw::Tag;
+use super::world::{BUFFER_VADDR, CODE_VADDR, FREE, LARGE_UNTYPED, SCHED_CONTROL, UNTYPED, World};
 use crate::FaultInfo;
+use crate::cap::raw::Tag;
 use crate::mem::Ref;
 use crate::object::tcb::{Entry, Tcb};
 

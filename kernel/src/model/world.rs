@@ -85,8 +85,7 @@ impl World {
             slot
         };
         let guard = CNodeCapData::new(0, u64::from(64 - RADIX));
-        let cnode_slot =
-            set(slot::CNODE, Cap::CNode { addr: cnode_addr, radix: RADIX, guard });
+        let cnode_slot = set(slot::CNODE, Cap::CNode { addr: cnode_addr, radix: RADIX, guard });
         set(slot::TCB, Cap::Thread { addr: tcb_addr });
         let vspace = set(slot::VSPACE, Cap::Root { tag: Tag::Pml4, addr: root, asid: 1 });
         set(slot::IRQ_CONTROL, Cap::IrqControl);
@@ -213,10 +212,7 @@ impl World {
             self.kernel.hw.stalled[core] = false;
             self.interrupt(core, RESCHEDULE_VECTOR);
         }
-        assert!(
-            !self.kernel.hw.kicked.contains(&true),
-            "cores wake one another without end"
-        );
+        assert!(!self.kernel.hw.kicked.contains(&true), "cores wake one another without end");
     }
 
     /// Interrupts a core.
@@ -313,7 +309,14 @@ impl World {
     }
 
     /// Makes objects from an untyped.
-    pub fn make_from(&mut self, untyped: u64, object: ObjectType, bits: u64, slot: u64, count: u64) {
+    pub fn make_from(
+        &mut self,
+        untyped: u64,
+        object: ObjectType,
+        bits: u64,
+        slot: u64,
+        count: u64,
+    ) {
         let words = [object as u64, bits, 0, 0, slot, count];
         self.ok(untyped, Label::UntypedRetype, &words, &[abi::bootinfo::slot::CNODE]);
     }
@@ -336,12 +339,7 @@ impl World {
             );
             self.ok(sc, Label::SchedContextBind, &[], &[slot]);
         }
-        self.ok(
-            slot,
-            Label::TCBWriteRegisters,
-            &[0, 2, CODE_VADDR + 0x1000, 0],
-            &[],
-        );
+        self.ok(slot, Label::TCBWriteRegisters, &[0, 2, CODE_VADDR + 0x1000, 0], &[]);
         tcb
     }
 

@@ -237,8 +237,13 @@ impl<H: Hw> Kernel<H> {
         if let Some(tcb) = sc.tcb.get()
             && Self::is_schedulable(tcb)
         {
+            let core = sc.core.get() as usize;
+            if core != self.core && self.cores[core].current == Some(tcb) {
+                // It runs there already.
+                return Some(self.take_consumed_us(sc));
+            }
             self.dequeue(tcb);
-            if sc.core.get() as usize != self.core || tcb.priority.get() < caller.priority.get() {
+            if core != self.core || tcb.priority.get() < caller.priority.get() {
                 self.enqueue_front(tcb);
             } else {
                 caller.yield_to.set(Some(sc));
