@@ -167,44 +167,56 @@ fn label(bytes: &[u8]) -> Result<PartitionLabel, GptError> {
     Ok(label)
 }
 
+/// Writes header and entries of a table with these partitions: label, first and last sector. For tests and models.
+#[cfg(any(test, feature = "model"))]
+pub fn build(
+    disk_sectors: u64,
+    partitions: &[(&str, u64, u64)],
+) -> ([u8; SECTOR], [u8; ENTRIES_BYTES]) {
+    let mut entries = [0u8; ENTRIES_BYTES];
+    for (index, (name, first, last)) in partitions.iter().enumerate() {
+        let entry = &mut entries[index * 128..][..128];
+        entry[..32].fill(index as u8 + 1);
+        entry[32..40].copy_from_slice(&first.to_le_bytes());
+        entry[40..48].copy_from_slice(&last.to_le_bytes());
+        for (at, unit) in name.encode_utf16().enumerate() {
+            entry[56 + at * 2..58 + at * 2].copy_from_slice(&unit.to_le_bytes());
+        }
+    }
+    let mut header = [0u8; SECTOR];
+    header[..8].copy_from_slice(b"EFI PART");
+    let words: [(usize, u64, usize); 10] = [
+        (8, 0x1_0000, 4),
+        (12, 92, 4),
+        (24, 1, 8),
+        (32, disk_sectors - 1, 8),
+        (40, 34, 8),
+        (48, disk_sectors - 34, 8),
+        (72, 2, 8),
+        (80, 128, 4),
+        (84, 128, 4),
+        (88, u64::from(crc32(&entries)), 4),
+    ];
+    for (at, value, bytes) in words {
+        header[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+    }
+    seal(&mut header);
+    (header, entries)
+}
+
+/// Puts the header's own checksum in.
+#[cfg(any(test, feature = "model"))]
+fn seal(header: &mut [u8; SECTOR]) {
+    header[16..20].fill(0);
+    let crc = crc32(&header[..92]);
+    header[16..20].copy_from_slice(&crc.to_le_bytes());
+}
+
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Builds a table of `partitions` (label, first, last): header sector and entries.
-    pub fn table(disk_sectors: u64, partitions: &[(&str, u64, u64)]) -> ([u8; SECTOR], Vec<u8>) {
-        let mut entries = vec![0u8; 128 * 128];
-        for (index, (name, first, last)) in partitions.iter().enumerate() {
-            let entry = &mut entries[index * 128..][..128];
-            entry[..32].fill(index as u8 + 1);
-            entry[32..40].copy_from_slice(&first.to_le_bytes());
-            entry[40..48].copy_from_slice(&last.to_le_bytes());
-            for (at, unit) in name.encode_utf16().enumerate() {
-                entry[56 + at * 2..58 + at * 2].copy_from_slice(&unit.to_le_bytes());
-            }
-        }
-        let mut header = [0u8; SECTOR];
-        header[..8].copy_from_slice(b"EFI PART");
-        header[8..12].copy_from_slice(&0x1_0000u32.to_le_bytes());
-        header[12..16].copy_from_slice(&92u32.to_le_bytes());
-        header[24..32].copy_from_slice(&1u64.to_le_bytes());
-        header[40..48].copy_from_slice(&34u64.to_le_bytes());
-        header[48..56].copy_from_slice(&(disk_sectors - 34).to_le_bytes());
-        header[72..80].copy_from_slice(&2u64.to_le_bytes());
-        header[80..84].copy_from_slice(&128u32.to_le_bytes());
-        header[84..88].copy_from_slice(&128u32.to_le_bytes());
-        header[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
-        seal(&mut header);
-        (header, entries)
-    }
-
-    fn seal(header: &mut [u8; SECTOR]) {
-        header[16..20].fill(0);
-        let crc = crc32(&header[..92]);
-        header[16..20].copy_from_slice(&crc.to_le_bytes());
-    }
 
     #[test]
     fn the_checksum_is_the_usual_one() {
@@ -213,7 +225,7 @@ pub(crate) mod tests {
 
     #[test]
     fn partitions_are_found_by_label() {
-        let (header, entries) = table(10_000, &[("debian-a", 2048, 4095), ("déb", 4096, 4096)]);
+        let (header, entries) = build(10_000, &[("debian-a", 2048, 4095), ("déb", 4096, 4096)]);
         let header = parse_header(&header, 1, 10_000).unwrap();
         let found = parse_entries(&header, &entries).unwrap();
         assert_eq!(
@@ -225,7 +237,7 @@ pub(crate) mod tests {
 
     #[test]
     fn broken_tables_are_refused() {
-        let (good, entries) = table(10_000, &[("a", 2048, 4095)]);
+        let (good, entries) = build(10_000, &[("a", 2048, 4095)]);
         let change = |at: usize, value: u64, bytes: usize| {
             let mut header = good;
             header[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
@@ -252,7 +264,7 @@ pub(crate) mod tests {
             [("a", 1, 2), ("b", 5000, 5000)],
             [("a", 2048, u64::MAX), ("b", 5000, 5000)],
         ] {
-            let (header, entries) = table(10_000, &pair);
+            let (header, entries) = build(10_000, &pair);
             let header = parse_header(&header, 1, 10_000).unwrap();
             assert_eq!(parse_entries(&header, &entries), Err(GptError::Range), "{pair:?}");
         }

@@ -24,8 +24,9 @@ use super::{Charge, Choice, Decision, Head, NodeId, Scheduler};
 use crate::heap::{IndexedHeap, is_before};
 
 /// Most share debt of a client served by its reservation, in reference requests: how long after a rise of
-/// throughput it may still wait for the others to catch up.
-pub const DEBT_REQUESTS: u64 = 32;
+/// throughput it may still wait for the others to catch up. With 32 a dmClock client lost claims, because reports of
+/// other servers arrive in lumps.
+pub const DEBT_REQUESTS: u64 = 128;
 /// A limited client may make up for at most this much lost time: half a per cent of a second, so that a limit holds
 /// within one per cent over any second although requests are late by the device's grain.
 pub const LIMIT_SLACK: Nanos = Nanos(5_000_000);
@@ -421,6 +422,7 @@ impl<const N: usize, const G: usize> MClock<N, G> {
 
     /// Releases nodes whose limit has passed.
     fn release(&mut self, now: Nanos) {
+        let floor = tag(self.reservation_clock(now)).saturating_sub(tag(ANTICIPATION_MAX));
         while let Some((due, id)) = self.limited.top() {
             if is_before(now.0, due) {
                 return;
@@ -433,6 +435,7 @@ impl<const N: usize, const G: usize> MClock<N, G> {
             // Pitfall 2: no share credit for the time it was held back.
             let one = share_step(node.per.share, 1 << 16);
             node.share = node.share.max(virtual_time.saturating_sub(one));
+            node.raise_reservation(floor);
             self.place(id);
             self.child_changed(now, id);
         }
@@ -632,9 +635,6 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
         }
         if let Some(head) = next {
             self.count_elsewhere(choice.client, head);
-            let clock = self.reservation_clock(head.arrival);
-            let node = &mut self.nodes[usize::from(choice.client)];
-            node.raise_reservation(tag(clock).saturating_sub(tag(ANTICIPATION_MAX)));
         }
         // From the client up: new places, limits reached, groups run empty.
         let clock_now = tag(now);
