@@ -26,8 +26,10 @@ pub const ROOT_PRIORITY: u64 = 200;
 const MEM_PRIORITY: u64 = 230;
 const IO_PRIORITY: u64 = 240;
 const VMM_PRIORITY: u64 = 100;
-/// Stack of a server in pages.
-const STACK_PAGES: u64 = 16;
+/// Stack of a vmm-server in pages.
+const VMM_STACK_PAGES: u64 = 16;
+/// Stack of a shared server in pages: their tables are built on it.
+const SERVER_STACK_PAGES: u64 = 128;
 /// Heap of a vmm-server: the tables its instruction decoder builds once.
 const VMM_HEAP_BYTES: u64 = 512 << 10;
 /// Slots of a vmm-server's CSpace, log2.
@@ -122,6 +124,7 @@ struct Spec {
     radix: u64,
     priority: u64,
     heap_bytes: u64,
+    stack_pages: u64,
     core: u64,
 }
 
@@ -259,7 +262,7 @@ impl Server {
     ) -> Result<Self, Fail> {
         let blob = image_blob(blobs, spec)?;
         let image = parse(&blob)?;
-        let pages = image.private_pages() + STACK_PAGES + spec.heap_bytes / PAGE_SIZE + 5;
+        let pages = image.private_pages() + spec.stack_pages + spec.heap_bytes / PAGE_SIZE + 5;
         let vcpu_bytes = if matches!(spec.client, Client::Vmm(_)) { VCPU_BYTES } else { 0 };
         let bytes = pages * PAGE_SIZE + vcpu_bytes + OBJECT_BYTES + (32 << spec.radix);
         objects.reserve(arena, bytes)?;
@@ -309,8 +312,8 @@ impl Server {
         for segment in &image.segments {
             self.map_segment(objects, core, blobs, &blob, segment)?;
         }
-        let stack_bottom = startup::STACK_TOP - STACK_PAGES * PAGE_SIZE;
-        self.map_zeros(objects, stack_bottom, STACK_PAGES)?;
+        let stack_bottom = startup::STACK_TOP - spec.stack_pages * PAGE_SIZE;
+        self.map_zeros(objects, stack_bottom, spec.stack_pages)?;
         self.map_zeros(objects, startup::HEAP_VADDR, spec.heap_bytes / PAGE_SIZE)?;
         let ipc_buffer = objects.make_frame(&mut self.arena)?;
         self.map_page(objects, ipc_buffer, startup::IPC_BUFFER_VADDR, CapRights::read_write())?;
@@ -608,6 +611,7 @@ pub fn make_mem(
         radix: MEM_RADIX,
         priority: MEM_PRIORITY,
         heap_bytes: 0,
+        stack_pages: SERVER_STACK_PAGES,
         core: 0,
     };
     let io_ep = core.io_ep;
@@ -672,6 +676,7 @@ pub fn make_io(
         radix: IO_RADIX,
         priority: IO_PRIORITY,
         heap_bytes: 0,
+        stack_pages: SERVER_STACK_PAGES,
         core: 0,
     };
     let start = devices.start.clone();
@@ -743,6 +748,7 @@ pub fn make_vmm(
         radix: VMM_RADIX,
         priority: VMM_PRIORITY,
         heap_bytes: VMM_HEAP_BYTES,
+        stack_pages: VMM_STACK_PAGES,
         core: u64::from(vm.0) % core.cores(),
     };
     let kernel = blobs.get(Kind::GuestKernel, &config.kernel);
