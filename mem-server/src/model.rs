@@ -47,7 +47,7 @@ pub const fn mix(mut z: u64) -> u64 {
 #[derive(Clone, Debug)]
 pub struct Frames {
     contents: Vec<Content>,
-    /// Bits of a hash that are kept; 64 for a good one.
+    /// Upper bits of a hash that are kept; 64 for a good one.
     pub hash_bits: u32,
 }
 
@@ -76,7 +76,7 @@ impl Frames {
                 mix(hash ^ word.iter().fold(0, |w, byte| w << 8 | u64::from(*byte)))
             }),
         };
-        full & u64::MAX >> (64 - self.hash_bits)
+        full & !(u64::MAX.checked_shr(self.hash_bits).unwrap_or(0))
     }
 
     fn load(&self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {

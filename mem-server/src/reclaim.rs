@@ -78,24 +78,42 @@ impl Server<'_> {
         }
     }
 
-    /// A random page of a VM that holds a frame of its own.
+    /// A random page of a VM that holds a frame of its own. A shared page whose other sharers are gone is one.
     pub(crate) fn pick(&mut self, vm: VmId) -> Option<u32> {
         let record = self.vms[vm.0 as usize].as_ref()?;
-        if record.count(PageState::Private) == 0 {
+        let (base, size) = (record.base, record.memory.size.0 as u32);
+        if record.count(PageState::Private) + record.count(PageState::Shared) == 0 {
             return None;
         }
-        let (base, size) = (record.base, record.memory.size.0 as u32);
-        for _ in 0..PICKS {
-            let index = self.random.below(size);
-            if self.entries[(base + index) as usize].state() == PageState::Private {
-                return Some(index);
+        // Random draws first; with few candidates the next one after a random place.
+        let mut random = self.random;
+        let start = random.below(size);
+        let drawn = (0..PICKS).map(|_| random.below(size)).find(|at| self.is_single(base + at));
+        self.random = random;
+        let index = drawn.or_else(|| {
+            let mut all = (0..size).map(|step| (start + step) % size);
+            all.find(|index| self.is_single(base + index))
+        })?;
+        let entry = self.entries[(base + index) as usize];
+        if entry.state() == PageState::Shared
+            && let Some(frame) = self.share.drop_reference(entry.value())
+        {
+            self.change(vm, index, PageOp::Unshare, frame.0);
+            if entry.is_mapped() {
+                let kept = &mut self.entries[(base + index) as usize];
+                *kept = kept.mapped(false);
             }
         }
-        // Few private pages: the next one after a random place.
-        let start = self.random.below(size);
-        (0..size)
-            .map(|step| (start + step) % size)
-            .find(|index| self.entries[(base + index) as usize].state() == PageState::Private)
+        Some(index)
+    }
+
+    fn is_single(&self, at: u32) -> bool {
+        let entry = self.entries[at as usize];
+        match entry.state() {
+            PageState::Private => true,
+            PageState::Shared => self.share.count(entry.value()) == 1,
+            _ => false,
+        }
     }
 
     /// Takes one page of a VM out of memory.
@@ -135,8 +153,12 @@ impl Server<'_> {
             if self.ledger.free() >= wanted {
                 break;
             }
-            let Some(victim) = self.furthest_above(vm) else { break };
-            let Some(index) = self.pick(victim) else { break };
+            let victim = self.furthest_above(vm).unwrap_or(vm);
+            // Whoever is above may hold nothing but shared pages.
+            let picked = self.pick(victim).map(|index| (victim, index));
+            let Some((victim, index)) = picked.or_else(|| Some((vm, self.pick(vm)?))) else {
+                break;
+            };
             self.reclaim_page(victim, index, mechanism);
         }
         if self.ledger.free() > self.background.break_reserve {

@@ -1009,3 +1009,7 @@ impl<'a> Server<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

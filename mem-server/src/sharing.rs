@@ -72,7 +72,7 @@ impl Server<'_> {
                 if (other, other_index) == (vm, index) {
                     return Scanned::Alone;
                 }
-                if !self.hint_holds(other, other_index, domain, hash, mechanism) {
+                if !self.hint_holds(other, other_index, domain, key, mechanism) {
                     self.share.remove(at);
                     self.share.insert_hint(key, vm.0 as u8, index);
                     return Scanned::Hinted;
@@ -105,7 +105,7 @@ impl Server<'_> {
         vm: VmId,
         index: u32,
         domain: Domain,
-        hash: u64,
+        key: u64,
         mechanism: &mut impl Mechanism,
     ) -> bool {
         let in_domain = self.domain(vm) == Some(domain);
@@ -123,8 +123,8 @@ impl Server<'_> {
             }
             self.mark(vm, index, |entry| entry.mapped(false));
         }
-        let key = self.policy.secret ^ mix(u64::from(domain.number()));
-        mechanism.hash(Frame(entry.value()), key) == hash
+        let secret = self.policy.secret ^ mix(u64::from(domain.number()));
+        domain.key(mechanism.hash(Frame(entry.value()), secret)) == key
     }
 
     fn merge_zero(&mut self, page: Page, frame: Frame, mechanism: &mut impl Mechanism) -> Scanned {

@@ -1,0 +1,634 @@
+//! The server over the model machine: guests read back what they wrote, whatever became of their pages; and a small machine
+//! is walked through all of its states.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use super::*;
+use crate::model::{Content, INCOMPRESSIBLE, Machine};
+use crate::reclaim::Reclaimed;
+use crate::sharing::Scanned;
+use proptest::prelude::*;
+use protocol::mem::Sharing;
+
+/// A server with all its memory, a model machine, and what each guest wrote.
+struct World<'a> {
+    server: Server<'a>,
+    machine: Machine,
+    oracle: HashMap<(u16, u32), u64>,
+}
+
+/// Memory of a server's tables.
+struct Store {
+    blocks: Vec<Block>,
+    entries: Vec<Entry>,
+    regions: Vec<u32>,
+    records: Vec<Record>,
+    buckets: Vec<u32>,
+    pool: Vec<PoolFrame>,
+    swap: Vec<u64>,
+}
+
+impl Store {
+    fn new(blocks: u32, records: usize) -> Self {
+        let frames = (blocks * FRAMES_PER_BLOCK) as usize;
+        Self {
+            blocks: vec![Block::EMPTY; blocks as usize],
+            entries: vec![Entry::ABSENT; frames * 4],
+            regions: vec![ledger::NONE; blocks as usize * 4],
+            records: vec![Record::EMPTY; records],
+            buckets: vec![0; records],
+            pool: vec![PoolFrame::NONE; frames / 4],
+            swap: vec![0; frames / 16],
+        }
+    }
+}
+
+impl World<'static> {
+    fn new(blocks: u32, records: usize, policy: Policy) -> Self {
+        World::over(Box::leak(Box::new(Store::new(blocks, records))), policy)
+    }
+}
+
+impl<'a> World<'a> {
+    fn over(store: &'a mut Store, policy: Policy) -> Self {
+        let mut machine = Machine::new(store.blocks.len() as u32);
+        let tables = Tables {
+            blocks: &mut store.blocks,
+            entries: &mut store.entries,
+            regions: &mut store.regions,
+            records: &mut store.records,
+            buckets: &mut store.buckets,
+            pool: &mut store.pool,
+            swap: &mut store.swap,
+        };
+        let server = Server::new(tables, policy, &mut machine).unwrap();
+        Self { server, machine, oracle: HashMap::new() }
+    }
+
+    fn admit(&mut self, vm: u16, mib: u64, sharing: Sharing) {
+        let mut memory = VmMemory::new(Pages(mib * 256));
+        memory.controls.sharing = sharing;
+        let reply =
+            self.server.order(MemRequest::CreateVm { vm: VmId(vm), memory }, &mut self.machine);
+        assert!(matches!(reply, MemReply::Created { .. }), "{reply:?}");
+    }
+
+    fn gfn(&self, vm: u16, index: u32) -> Gfn {
+        self.server.vm(VmId(vm)).unwrap().memory.gfn_of(index)
+    }
+
+    /// Faults until the page is there; false if it is refused.
+    fn touch(&mut self, vm: u16, index: u32, write: bool) -> bool {
+        let gfn = self.gfn(vm, index);
+        for _ in 0..200 {
+            let access = if write { access::WRITE } else { 0 };
+            match self.server.fault_in(VmId(vm), gfn, access, &mut self.machine) {
+                Fault::Mapped => return true,
+                Fault::Pending => {
+                    if let Some((transfer, ok)) = self.machine.disk_step(false) {
+                        self.server.swap_done(transfer, ok);
+                    }
+                }
+                Fault::Refused(Refusal::NoMemory) => match self.machine.disk_step(false) {
+                    Some((transfer, ok)) => {
+                        self.server.swap_done(transfer, ok);
+                    }
+                    None => return false,
+                },
+                Fault::Refused(_) => return false,
+            }
+        }
+        panic!("page {index} of VM {vm} never arrives");
+    }
+
+    fn write(&mut self, vm: u16, index: u32, tag: u64) -> bool {
+        while !self.machine.write(VmId(vm), index, Content::Tag(tag)) {
+            if !self.touch(vm, index, true) {
+                return false;
+            }
+        }
+        self.oracle.insert((vm, index), tag);
+        true
+    }
+
+    fn read(&mut self, vm: u16, index: u32) -> bool {
+        let expected = self.oracle.get(&(vm, index)).copied().unwrap_or(0);
+        loop {
+            if let Some(content) = self.machine.read(VmId(vm), index) {
+                assert_eq!(*content, Content::Tag(expected), "page {index} of VM {vm}");
+                return true;
+            }
+            if !self.touch(vm, index, false) {
+                return false;
+            }
+        }
+    }
+
+    fn read_all(&mut self) {
+        let written: Vec<(u16, u32)> = self.oracle.keys().copied().collect();
+        for (vm, index) in written {
+            assert!(self.read(vm, index), "page {index} of VM {vm} is lost");
+        }
+    }
+
+    fn check(&self) {
+        assert_eq!(self.server.check(), Ok(()));
+        self.machine.check();
+    }
+
+    fn scan(&mut self, vm: u16, index: u32) -> Scanned {
+        self.server.scan_page(VmId(vm), index, &mut self.machine)
+    }
+}
+
+fn swapping() -> Policy {
+    Policy { swap_slots: 4096, secret: 7, ..Policy::default() }
+}
+
+#[test]
+fn equal_pages_merge_and_part_again_with_their_contents() {
+    let mut world = World::new(4, 64, Policy::default());
+    world.admit(0, 2, Sharing::Group(1));
+    world.admit(1, 2, Sharing::Group(1));
+    for vm in 0..2 {
+        world.write(vm, 3, 77);
+        world.write(vm, 4, 78);
+    }
+    let free = world.server.free();
+    assert_eq!(world.scan(0, 3), Scanned::Hinted);
+    assert_eq!(world.scan(0, 3), Scanned::Alone);
+    assert_eq!(world.scan(1, 3), Scanned::Merged);
+    assert_eq!(world.server.free(), free + 1);
+    world.check();
+    // A write of one does not show in the other.
+    world.write(0, 3, 80);
+    assert!(world.read(1, 3) && world.read(0, 3));
+    world.check();
+    // The last sharer gets its frame back without a copy.
+    let copied = world.machine.counters.copied;
+    world.write(1, 3, 81);
+    assert_eq!(world.machine.counters.copied, copied);
+    assert_eq!(world.server.share.shared(), 0);
+    world.read_all();
+    world.check();
+}
+
+#[test]
+fn zero_pages_merge_first_and_break_to_zeros() {
+    let mut world = World::new(4, 64, Policy::default());
+    world.admit(0, 2, Sharing::Vm);
+    for index in 0..100 {
+        world.write(0, index, 0);
+        assert_eq!(world.scan(0, index), Scanned::Merged);
+    }
+    assert_eq!(world.server.vm(VmId(0)).unwrap().count(PageState::Zero), 100);
+    assert_eq!(world.server.machine_stats().zero_saved, 100);
+    for index in 0..50 {
+        world.write(0, index, 9);
+    }
+    for index in 50..100 {
+        assert!(world.read(0, index));
+        world.write(0, index, 10);
+    }
+    world.read_all();
+    world.check();
+}
+
+#[test]
+fn trust_domains_never_share() {
+    let mut world = World::new(8, 64, Policy::default());
+    world.admit(0, 2, Sharing::None);
+    world.admit(1, 2, Sharing::None);
+    world.admit(2, 2, Sharing::Vm);
+    world.admit(3, 2, Sharing::Group(2));
+    world.admit(4, 2, Sharing::Group(3));
+    for vm in 0..5 {
+        world.write(vm, 0, 5);
+        world.write(vm, 1, 5);
+        world.write(vm, 2, 0);
+    }
+    for vm in 0..5 {
+        for index in [0, 1, 2] {
+            world.scan(vm, index);
+        }
+    }
+    let state = |vm, index| world.server.entry(VmId(vm), index).unwrap().state();
+    for vm in 0..2 {
+        assert_eq!([0, 1, 2].map(|index| state(vm, index)), [PageState::Private; 3]);
+    }
+    for vm in 2..5 {
+        assert_eq!(
+            [0, 1, 2].map(|i| state(vm, i)),
+            [PageState::Shared, PageState::Shared, PageState::Zero]
+        );
+    }
+    // One frame per domain, with two references each.
+    assert_eq!(world.server.share.shared(), 3);
+    world.check();
+}
+
+#[test]
+fn colliding_hashes_never_merge_different_pages() {
+    let mut world = World::new(4, 2048, Policy::default());
+    world.machine.frames.hash_bits = 8;
+    world.admit(0, 4, Sharing::Vm);
+    for index in 0..1000 {
+        world.write(0, index, 1 + u64::from(index % 500));
+    }
+    for _ in 0..3 {
+        for index in 0..1000 {
+            world.scan(0, index);
+        }
+    }
+    assert!(world.server.counters.false_matches > 100);
+    world.read_all();
+    world.check();
+}
+
+#[test]
+fn a_stale_hint_is_dropped() {
+    let mut world = World::new(4, 64, Policy::default());
+    world.admit(0, 2, Sharing::Vm);
+    world.write(0, 0, 5);
+    world.scan(0, 0);
+    world.write(0, 0, 6);
+    world.write(0, 1, 5);
+    assert_eq!(world.scan(0, 1), Scanned::Hinted);
+    assert_eq!(world.server.share.shared(), 0);
+    world.server.release_vm(VmId(0), &mut world.machine);
+    world.admit(1, 2, Sharing::Vm);
+    world.oracle.clear();
+    world.write(1, 1, 5);
+    world.scan(1, 1);
+    world.read_all();
+    world.check();
+}
+
+#[test]
+fn compressed_and_swapped_pages_come_back_whole() {
+    let mut world = World::new(4, 64, swapping());
+    world.admit(0, 4, Sharing::Vm);
+    for index in 0..200 {
+        world.write(0, index, 1000 + u64::from(index));
+        world.write(0, 200 + index, INCOMPRESSIBLE | u64::from(index));
+    }
+    let mut kinds = HashSet::new();
+    for index in 0..400 {
+        let reclaimed = world.server.reclaim_page(VmId(0), index, &mut world.machine);
+        if reclaimed == Reclaimed::Kept {
+            let (transfer, ok) = world.machine.disk_step(false).unwrap();
+            world.server.swap_done(transfer, ok);
+        }
+        kinds.insert(format!("{reclaimed:?}"));
+        world.check();
+    }
+    assert!(kinds.contains("Compressed") && kinds.contains("SwappingOut"), "{kinds:?}");
+    world.read_all();
+    world.check();
+    assert!(world.machine.counters.swap_reads > 100);
+}
+
+#[test]
+fn swap_errors_lose_no_page_silently() {
+    let mut world = World::new(4, 64, swapping());
+    world.admit(0, 2, Sharing::Vm);
+    for index in 0..20 {
+        world.write(0, index, INCOMPRESSIBLE | u64::from(index));
+        world.server.reclaim_page(VmId(0), index, &mut world.machine);
+    }
+    // Every write fails: all pages are still there.
+    while let Some((transfer, ok)) = world.machine.disk_step(true) {
+        assert!(!ok);
+        assert_eq!(world.server.swap_done(transfer, ok), None);
+        world.check();
+    }
+    world.read_all();
+    // A failed read is told and can be tried again.
+    world.server.reclaim_page(VmId(0), 3, &mut world.machine);
+    let (transfer, ok) = world.machine.disk_step(false).unwrap();
+    world.server.swap_done(transfer, ok);
+    let gfn = world.gfn(0, 3);
+    assert_eq!(world.server.fault_in(VmId(0), gfn, 0, &mut world.machine), Fault::Pending);
+    let (transfer, ok) = world.machine.disk_step(true).unwrap();
+    let arrived = world.server.swap_done(transfer, ok).unwrap();
+    assert_eq!((arrived.vm, arrived.gfn, arrived.ok), (VmId(0), gfn, false));
+    world.check();
+    assert!(world.read(0, 3));
+}
+
+#[test]
+fn a_page_written_while_it_is_swapped_out_is_the_new_one() {
+    let mut world = World::new(4, 64, swapping());
+    world.admit(0, 2, Sharing::Vm);
+    world.write(0, 5, INCOMPRESSIBLE | 1);
+    world.server.reclaim_page(VmId(0), 5, &mut world.machine);
+    world.write(0, 5, INCOMPRESSIBLE | 2);
+    let (transfer, ok) = world.machine.disk_step(false).unwrap();
+    world.server.swap_done(transfer, ok);
+    world.check();
+    assert!(world.read(0, 5));
+    assert_eq!(world.server.machine_stats().swap_used, 0);
+}
+
+#[test]
+fn a_vm_that_dies_with_pages_in_every_state_leaves_nothing() {
+    let mut world = World::new(8, 64, swapping());
+    world.admit(1, 2, Sharing::Group(0));
+    world.write(1, 0, 42);
+    let (free, held) = (world.server.free(), world.server.held());
+    world.admit(0, 4, Sharing::Group(0));
+    for index in 0..6 {
+        world.write(0, index, 42);
+        world.scan(0, index);
+    }
+    world.write(0, 10, 0);
+    world.scan(0, 10);
+    for index in 20..24 {
+        world.write(0, index, 99 + u64::from(index));
+        world.server.reclaim_page(VmId(0), index, &mut world.machine);
+        world.write(0, 10 + index, INCOMPRESSIBLE | u64::from(index));
+        world.server.reclaim_page(VmId(0), 10 + index, &mut world.machine);
+    }
+    let (transfer, ok) = world.machine.disk_step(false).unwrap();
+    world.server.swap_done(transfer, ok);
+    let gfn = world.gfn(0, 30);
+    assert_eq!(world.server.fault_in(VmId(0), gfn, 0, &mut world.machine), Fault::Pending);
+    let range = GfnRange::new(Gfn(100), 5);
+    world.server.release(VmId(0), release_reason::BALLOON, range.into_iter(), &mut world.machine);
+    let stats = world.server.vm_stats(VmId(0)).unwrap().states;
+    assert!(stats.shared > 0 && stats.zero > 0 && stats.compressed > 0, "{stats:?}");
+    assert!(stats.in_flight > 0 && stats.ballooned > 0, "{stats:?}");
+    world.check();
+    world.server.release_vm(VmId(0), &mut world.machine);
+    world.check();
+    // Frames the disk still works on come back when it is done.
+    while let Some((transfer, ok)) = world.machine.disk_step(false) {
+        world.server.swap_done(transfer, ok);
+        world.check();
+    }
+    assert_eq!((world.server.free(), world.server.held()), (free, held));
+    assert_eq!(world.server.machine_stats().swap_used, 0);
+    world.oracle.retain(|(vm, _), _| *vm == 1);
+    world.read_all();
+}
+
+#[test]
+fn a_write_storm_on_shared_pages_ends_well() {
+    // Two guests of the machine's size, wholly equal: shared they fit, written they do not.
+    let mut world = World::new(4, 4096, Policy { swap_slots: 3072, ..Policy::default() });
+    for vm in 0..2 {
+        world.admit(vm, 6, Sharing::Group(0));
+    }
+    for index in 0..1536 {
+        for vm in 0..2 {
+            assert!(world.write(vm, index, 1 + u64::from(index)));
+            world.scan(vm, index);
+        }
+    }
+    world.server.tick(Nanos::from_secs(1), &mut world.machine);
+    assert!(world.server.machine_stats().saved > 1400);
+    for index in 0..1536 {
+        assert!(world.write(1, index, INCOMPRESSIBLE | u64::from(index)), "page {index}");
+    }
+    world.read_all();
+    world.check();
+}
+
+#[test]
+fn memory_pressure_refuses_a_vm_with_the_numbers_and_makes_nothing() {
+    let mut world = World::new(4, 64, Policy::default());
+    world.admit(0, 4, Sharing::Vm);
+    let mut memory = VmMemory::new(Pages(3 * 512));
+    memory.controls.reservation = Pages(3 * 512);
+    world
+        .server
+        .set_controls(
+            VmId(0),
+            Controls { reservation: Pages(1024), ..VmMemory::new(Pages(1024)).controls },
+        )
+        .unwrap();
+    let reply =
+        world.server.order(MemRequest::CreateVm { vm: VmId(1), memory }, &mut world.machine);
+    let total = world.server.total();
+    let error =
+        MemError::NotEnoughMemory { needed: Pages(1536), available: Pages(total - 1 - 1024) };
+    assert_eq!(reply, MemReply::Error(error));
+    assert!(world.server.vm(VmId(1)).is_none());
+    world.check();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn guests_read_what_they_wrote_whatever_happens(
+        seed in any::<u64>(),
+        steps in prop::collection::vec((0u8..14, 0u16..3, 0u32..600, 0u64..6), 50..600),
+    ) {
+        // 2 blocks for 3 guests of 2 MiB: overcommitted by half.
+        let policy = Policy { swap_slots: 1536, secret: seed, break_reserve: 20, ..Policy::default() };
+        let mut world = World::new(2, 256, policy);
+        for vm in 0..3 {
+            world.admit(vm, 2, Sharing::Group(0));
+        }
+        let mut now = 0;
+        for (op, vm, index, value) in steps {
+            let index = index % 512;
+            let range = GfnRange::new(Gfn(u64::from(index)), value + 1).unwrap();
+            match op {
+                0..=3 => {
+                    let tag = if value == 5 { INCOMPRESSIBLE | u64::from(index) } else { value };
+                    world.write(vm, index, tag);
+                }
+                4 => for at in index..(index + 64).min(512) {
+                    world.write(vm, at, value);
+                },
+                5 | 6 => { world.read(vm, index); }
+                7 => for at in 0..512 { world.scan(vm, at); },
+                8 => { world.server.reclaim_page(VmId(vm), index, &mut world.machine); }
+                9 | 10 => {
+                    let reason = u64::from(op == 10);
+                    let ranges = [range].into_iter();
+                    let before: Vec<PageState> = (index..(index + value as u32 + 1).min(512))
+                        .map(|at| world.server.entry(VmId(vm), at).unwrap().state())
+                        .collect();
+                    world.server.release(VmId(vm), reason, ranges, &mut world.machine);
+                    for (at, before) in (index..).zip(before) {
+                        // Pages on their way are kept.
+                        if before != PageState::InFlight {
+                            world.oracle.remove(&(vm, at));
+                        }
+                    }
+                }
+                11 => { world.server.deflate(VmId(vm), [range].into_iter()); }
+                12 => if let Some((transfer, ok)) = world.machine.disk_step(value == 0) {
+                    world.server.swap_done(transfer, ok);
+                },
+                _ => {
+                    now += value * 7;
+                    world.server.tick(Nanos::from_secs(now), &mut world.machine);
+                }
+            }
+            prop_assert_eq!(world.server.check(), Ok(()));
+            world.machine.check();
+        }
+        while let Some((transfer, ok)) = world.machine.disk_step(false) {
+            world.server.swap_done(transfer, ok);
+        }
+        let written: Vec<(u16, u32)> = world.oracle.keys().copied().collect();
+        for (vm, index) in written {
+            world.read(vm, index);
+        }
+    }
+}
+
+/// Everything about a small world that decides its future, as a value.
+fn fingerprint(world: &World<'_>, vms: u16, pages: u32) -> Vec<u64> {
+    let mut print = Vec::new();
+    let mut frames: BTreeMap<u32, u64> = BTreeMap::new();
+    for vm in 0..vms {
+        for index in 0..pages {
+            let Some(entry) = world.server.entry(VmId(vm), index) else {
+                print.push(99);
+                continue;
+            };
+            // Frames are named in the order they are met, so that worlds that differ in names alone are one.
+            let frame = match entry.state() {
+                PageState::Private | PageState::Shared => {
+                    let next = frames.len() as u64;
+                    *frames.entry(world.server.frame_of(entry).0).or_insert(next)
+                }
+                _ => 0,
+            };
+            let content = world.oracle.get(&(vm, index)).copied().unwrap_or(0);
+            let flags = u64::from(entry.is_mapped())
+                | u64::from(entry.is_writable()) << 1
+                | u64::from(entry.is_ineligible()) << 2;
+            print.push(entry.state() as u64 | flags << 8 | frame << 16 | content << 32);
+        }
+    }
+    print.push(u64::from(world.server.share.hints()) | u64::from(world.server.share.shared()) << 8);
+    // Not the swap slots in use: a failed write keeps its slot, so their number never ends growing.
+    for transfer in world.server.transfers.iter().flatten() {
+        let page = transfer.page.map_or(9, |(vm, _)| u64::from(vm));
+        let flags = u64::from(transfer.out) | u64::from(transfer.awaited) << 1;
+        print.push(page | flags << 8 | u64::from(transfer.frame.is_some()) << 16);
+    }
+    print
+}
+
+/// One step of the small machine; the number of kinds of steps is [`SMALL_STEPS`].
+fn small_step(world: &mut World<'_>, step: u32) {
+    let (op, vm, index) = (step / 2, (step % 2) as u16, 0);
+    if world.server.vm(VmId(vm)).is_none() {
+        if op == 0 {
+            world.admit(vm, 2, Sharing::Group(0));
+        }
+        return;
+    }
+    let range = GfnRange::new(Gfn(u64::from(index)), 1);
+    match op {
+        0 => {
+            world.write(vm, index, INCOMPRESSIBLE | 1);
+        }
+        1 => {
+            world.write(vm, index, 0);
+        }
+        2 => {
+            world.read(vm, index);
+        }
+        3 => {
+            world.scan(vm, index);
+        }
+        4 => {
+            world.server.reclaim_page(VmId(vm), index, &mut world.machine);
+        }
+        5 | 6 => {
+            let reason = u64::from(op == 6);
+            let ranges = range.into_iter();
+            let released = world.server.release(VmId(vm), reason, ranges, &mut world.machine);
+            // A page on its way is kept.
+            if released.done == 1 {
+                world.oracle.remove(&(vm, index));
+            }
+        }
+        7 => {
+            world.server.deflate(VmId(vm), range.into_iter());
+        }
+        8 => {
+            if let Some((transfer, ok)) = world.machine.disk_step(vm == 1) {
+                world.server.swap_done(transfer, ok);
+            }
+        }
+        9 => {
+            world.write(vm, index, 2);
+        }
+        10 => {
+            // The fault alone, without waiting for the disk.
+            let gfn = world.gfn(vm, index);
+            world.server.fault_in(VmId(vm), gfn, 0, &mut world.machine);
+        }
+        _ => {
+            world.server.release_vm(VmId(vm), &mut world.machine);
+            world.oracle.retain(|(owner, _), _| *owner != vm);
+        }
+    }
+}
+
+const SMALL_STEPS: u32 = 12 * 2;
+
+/// Two guests with one page in use each, a swap disk that may fail: every state that any sequence of steps reaches, by
+/// replaying the shortest way to it, until `limit` states were followed. Answers how many there are.
+fn explore(limit: usize) -> usize {
+    let mut store = Store::new(1, 4);
+    let mut seen = HashSet::new();
+    let mut queue: VecDeque<Vec<u32>> = VecDeque::from([vec![]]);
+    let mut moves: HashSet<(PageState, PageState)> = HashSet::new();
+    let mut followed = 0;
+    while let Some(path) = queue.pop_front() {
+        followed += 1;
+        if followed > limit {
+            break;
+        }
+        for step in 0..SMALL_STEPS {
+            let policy = Policy { swap_slots: 1024, secret: 1, ..Policy::default() };
+            let mut world = World::over(&mut store, policy);
+            // With more, cancelled transfers would pile up without end.
+            world.machine.queue_depth = 2;
+            for vm in 0..2 {
+                world.admit(vm, 2, Sharing::Group(0));
+            }
+            for step in &path {
+                small_step(&mut world, *step);
+            }
+            let states = |world: &World<'_>| {
+                [0, 1].map(|vm| world.server.entry(VmId(vm), 0).map(Entry::state))
+            };
+            let before = states(&world);
+            small_step(&mut world, step);
+            for (before, after) in before.into_iter().zip(states(&world)) {
+                moves.extend(before.zip(after));
+            }
+            if seen.insert(fingerprint(&world, 2, 1)) {
+                world.check();
+                let mut longer = path.clone();
+                longer.push(step);
+                queue.push_back(longer);
+            }
+        }
+    }
+    for state in PageState::ALL {
+        assert!(moves.iter().any(|(_, to)| *to == state), "{state:?} is never reached");
+    }
+    seen.len()
+}
+
+#[test]
+fn the_nearest_states_of_a_small_machine_keep_the_books() {
+    assert!(explore(120) > 200);
+}
+
+#[test]
+#[ignore = "minutes without optimization: cargo test --release -p mem-server -- --ignored all_states"]
+fn all_states_of_a_small_machine_keep_the_books() {
+    println!("{} states", explore(usize::MAX));
+}
