@@ -8,9 +8,9 @@ use crate::untyped::{BLOCK_BITS_MIN, Block, Kernel, Untypeds};
 use heapless::Vec;
 
 /// Most blocks of one arena.
-pub const ARENA_BLOCKS_MAX: usize = 16;
+pub const ARENA_BLOCKS_MAX: usize = 12;
 /// Most runs of slots of one arena.
-pub const ARENA_RUNS_MAX: usize = 96;
+pub const ARENA_RUNS_MAX: usize = 48;
 /// Size of the block an arena grows by when an object does not fit: 64 KiB.
 const GROWTH_BITS: u8 = 16;
 

@@ -4,7 +4,7 @@ use heapless::Vec;
 use protocol::link::ServerId;
 
 /// Most entries kept; further ones are counted but not listed.
-pub const CAPS_MAX: usize = 1024;
+pub const CAPS_MAX: usize = 768;
 
 /// One capability given to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,7 +61,7 @@ const EXIT_PORT: u16 = 0xf4;
 /// Least untyped the mem-server takes: a large page.
 const MEM_BLOCK_BITS: u8 = 21;
 /// Console input kept per VM while its ring is full.
-const INPUT_BYTES: usize = 2048;
+const INPUT_BYTES: usize = 512;
 
 struct Root {
     objects: Objects,
@@ -577,14 +577,14 @@ impl Root {
             Output::Done { id, outcome } => {
                 self.serial.send(&ToHost::Done { id: *id, outcome: *outcome });
             }
-            Output::Note { server, text } => {
+            Output::Note(server) => {
                 let about: u16 = match server {
                     ServerId::Root => 0,
                     ServerId::Mem => 1,
                     ServerId::Io => 2,
                     ServerId::Vmm(vm) => 0x100 | vm.0,
                 };
-                defmt::warn!("server {=u16:x}: {=str}", about, text.as_str());
+                defmt::warn!("server {=u16:x}: {=str}", about, self.supervisor.last_words());
                 self.drain_own_log();
             }
         }

@@ -1,7 +1,7 @@
 //! Book-keeping of the root-task's own CSpace: which slots are free.
 
-/// Most slots kept track of: an initial CNode of 2^18.
-const SLOTS_MAX: usize = 1 << 18;
+/// Most slots kept track of: an initial CNode of 2^16, enough beside an image of 200 MiB.
+const SLOTS_MAX: usize = 1 << 16;
 const WORDS: usize = SLOTS_MAX / 64;
 
 /// A run of slots.

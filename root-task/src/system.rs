@@ -95,13 +95,8 @@ pub enum Output {
         /// How it ended.
         outcome: Result<(), Refusal>,
     },
-    /// A line for the log.
-    Note {
-        /// About whom.
-        server: ServerId,
-        /// What.
-        text: Text,
-    },
+    /// A line for the log, in [`Supervisor::last_words`], about this server.
+    Note(ServerId),
 }
 
 /// The list that an event fills.
@@ -194,6 +189,7 @@ pub struct Supervisor {
     is_ready: bool,
     boot_starts: u32,
     explanation: Option<Explanation>,
+    last_words: Text,
 }
 
 /// Adds an action. The list is sized for the largest event (see [`ACTIONS_MAX`]), so that a full list is a mistake of ours.
@@ -229,7 +225,18 @@ impl Supervisor {
             is_ready: false,
             boot_starts: 0,
             explanation: None,
+            last_words: Text::new(),
         }
+    }
+
+    fn note(&mut self, server: ServerId, text: &Text, actions: &mut Actions) {
+        self.last_words = text.clone();
+        push(actions, Action::Host(Output::Note(server)));
+    }
+
+    /// The line of the last [`Output::Note`]; one event makes at most one.
+    pub fn last_words(&self) -> &str {
+        &self.last_words
     }
 
     /// What the mem-server explained last.
@@ -536,7 +543,7 @@ impl Supervisor {
         match (client, request) {
             (_, RootRequest::NextCommand) => self.next_command(client),
             (_, RootRequest::Panicked { message }) => {
-                note(actions, server_id(client), message);
+                self.note(server_id(client), message, actions);
                 RootReply::Done
             }
             (Client::Vmm(vm), RootRequest::Ready) => self.vm_ready(vm, actions),
@@ -599,12 +606,12 @@ impl Supervisor {
                 self.end(vm, StopReason::TripleFault { ip: *rip }, After::Crashed, actions);
             }
             VmEvent::Unsupported { rip, exit, what } => {
-                note(actions, ServerId::Vmm(vm), what);
+                self.note(ServerId::Vmm(vm), what, actions);
                 let reason = StopReason::Unsupported { ip: *rip, code: *exit };
                 self.end(vm, reason, After::Crashed, actions);
             }
             VmEvent::StartFailed { why } => {
-                note(actions, ServerId::Vmm(vm), why);
+                self.note(ServerId::Vmm(vm), why, actions);
                 if let Some(entry) = self.entry_mut(vm) {
                     entry.refusal = Some(Refusal::Server(ServerId::Vmm(vm)));
                 }
@@ -689,7 +696,7 @@ impl Supervisor {
             return RootReply::Refused;
         };
         let vm = entry.vm;
-        note(actions, ServerId::Io, why);
+        self.note(ServerId::Io, why, actions);
         self.clients[usize::from(client)] = None;
         push(actions, Action::RemoveClient(client));
         self.fail_start(vm, StopReason::BadImage, Refusal::Missing, actions);
@@ -1056,10 +1063,6 @@ impl Entry {
             commands: Deque::new(),
         }
     }
-}
-
-fn note(actions: &mut Actions, server: ServerId, text: &Text) {
-    push(actions, Action::Host(Output::Note { server, text: text.clone() }));
 }
 
 /// The server behind a client badge, as the host names it.

@@ -7,7 +7,7 @@ use crate::slots::{Run, Slots};
 use heapless::Vec;
 
 /// Most blocks, split ones included: each split adds two.
-pub const BLOCKS_MAX: usize = 1024;
+pub const BLOCKS_MAX: usize = 512;
 /// Smallest block handed out: 4 KiB.
 pub const BLOCK_BITS_MIN: u8 = 12;
 
