@@ -239,6 +239,21 @@ impl<'a> Ledger<'a> {
         Some(self.take_any(index))
     }
 
+    /// A frame below block `limit`, for devices that reach no further; reservations there are broken.
+    pub fn allocate_below(&mut self, limit: u32) -> Option<Frame> {
+        let end = limit.min(self.blocks.len() as u32);
+        let index = (0..end).find(|index| {
+            let block = &self.blocks[*index as usize];
+            block.count > 0 && block.place != Place::Held
+        })?;
+        if self.blocks[index as usize].place != Place::Open {
+            self.unlink(index);
+            self.blocks[index as usize].owner = NONE;
+            self.push(index, Place::Open);
+        }
+        Some(self.take_any(index))
+    }
+
     /// Gives a frame back. False, and nothing changed, if it was not in use.
     pub fn free_frame(&mut self, frame: Frame) -> bool {
         let (index, offset) = (frame.block(), frame.offset());
@@ -412,6 +427,18 @@ mod tests {
         assert_eq!(ledger.free(), 0);
         assert_eq!(ledger.allocate(0, 0, 1, a), None);
         assert_eq!(ledger.allocate(0, 1, 1, b), None);
+    }
+
+    #[test]
+    fn low_frames_come_from_low_blocks_only() {
+        let mut blocks = [Block::EMPTY; 3];
+        let mut ledger = Ledger::new(&mut blocks);
+        ledger.allocate(0, 0, 7, NONE).unwrap();
+        for _ in 0..511 {
+            assert_eq!(ledger.allocate_below(1).unwrap().block(), 0);
+            ledger.check().unwrap();
+        }
+        assert_eq!(ledger.allocate_below(1), None);
     }
 
     proptest! {

@@ -122,6 +122,15 @@ pub struct Counters {
     pub swap_reads: u64,
 }
 
+/// What a negative control breaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Broken {
+    /// Frames are not zeroed.
+    pub zeroing: bool,
+    /// All frames count as equal.
+    pub comparing: bool,
+}
+
 /// What nested tables map: per page the frame, and whether it is writable.
 pub type Map = Vec<Option<(Frame, bool)>>;
 
@@ -140,6 +149,8 @@ pub struct Machine {
     pub signals: Vec<VmId>,
     /// Accessed bits since the last harvest.
     pub accessed: Vec<Vec<bool>>,
+    /// What is broken on purpose, for negative controls.
+    pub broken: Broken,
     queue: VecDeque<Io>,
     /// Transfers the disk takes at once.
     pub queue_depth: usize,
@@ -156,6 +167,7 @@ impl Machine {
             counters: Counters::default(),
             signals: Vec::new(),
             accessed: vec![Vec::new(); MAX_VMS],
+            broken: Broken::default(),
             queue: VecDeque::new(),
             queue_depth: 32,
             disk: HashMap::new(),
@@ -212,7 +224,9 @@ impl Machine {
 impl Mechanism for Machine {
     fn zero(&mut self, frame: Frame) {
         self.counters.zeroed += 1;
-        self.frames.set(frame, Content::Tag(0));
+        if !self.broken.zeroing {
+            self.frames.set(frame, Content::Tag(0));
+        }
     }
 
     fn copy(&mut self, from: Frame, to: Frame) {
@@ -231,7 +245,7 @@ impl Mechanism for Machine {
 
     fn equal(&mut self, a: Frame, b: Frame) -> bool {
         self.counters.compared += 1;
-        self.frames.get(a) == self.frames.get(b)
+        self.broken.comparing || self.frames.get(a) == self.frames.get(b)
     }
 
     fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {

@@ -3,4 +3,5 @@
 pub mod allocation;
 pub mod balloon;
 pub mod estimator;
+pub mod iopage;
 pub mod pressure;

@@ -422,6 +422,46 @@ impl Server<'_> {
         }
     }
 
+    /// Moves a private page to a frame below 2 MiB block `limit`. False if it is not private, is there already, or there is no
+    /// such frame.
+    pub fn move_below(
+        &mut self,
+        vm: VmId,
+        index: u32,
+        limit: u32,
+        mechanism: &mut impl Mechanism,
+    ) -> bool {
+        let Some(record) = self.vm(vm) else { return false };
+        let (base, gfn) = (record.base, record.memory.gfn_of(index));
+        let entry = self.entries[(base + index) as usize];
+        let from = Frame(entry.value());
+        if entry.state() != PageState::Private || from.block() < limit {
+            return false;
+        }
+        let Some(to) = self.ledger.allocate_below(limit) else { return false };
+        // Nobody may write between copy and switch.
+        self.unmap(vm, index, mechanism);
+        mechanism.copy(from, to);
+        let kept = if entry.is_ineligible() {
+            Entry::new(PageState::Private, to.0).ineligible()
+        } else {
+            Entry::new(PageState::Private, to.0)
+        };
+        self.entries[(base + index) as usize] = kept;
+        self.ledger.free_frame(from);
+        if self.map(Page { vm, index, gfn }, to, true, mechanism).is_ok() {
+            self.set_mapped(Page { vm, index, gfn }, base, true, FaultKind::Remap);
+        }
+        true
+    }
+
+    /// The frame behind a page that is in memory.
+    pub fn resident_frame(&self, vm: VmId, index: u32) -> Option<Frame> {
+        let entry = self.entry(vm, index)?;
+        matches!(entry.state(), PageState::Private | PageState::Shared | PageState::Zero)
+            .then(|| self.frame_of(entry))
+    }
+
     /// The entry of a page, for experiments and tests.
     pub fn entry(&self, vm: VmId, index: u32) -> Option<Entry> {
         let record = self.vm(vm)?;
