@@ -32,7 +32,7 @@ pub mod syscall;
 use cap::Slot;
 use hw::{Hw, IrqRoute};
 use limits::{ASID_POOL_ENTRIES, ASID_POOLS, IRQ_LINES, MAX_CORES, PRIORITIES};
-use mem::{PhysAddr, Ref};
+use mem::Ref;
 use object::sched_context::SchedContext;
 use object::tcb::Tcb;
 
@@ -105,8 +105,8 @@ pub struct Core {
     pub(crate) reprogram: bool,
     /// The current thread was taken away by another core; the event it brings is dropped.
     pub(crate) stalled: bool,
-    /// Loaded address space root.
-    pub(crate) root: Option<PhysAddr>,
+    /// Address of the loaded address space root; 0 = the kernel's own.
+    pub(crate) root: u64,
     /// Thread that waits first for its refill.
     pub(crate) release_head: Option<Ref<Tcb>>,
     pub(crate) ready_bitmap: [u64; PRIORITIES / 64],
@@ -190,7 +190,7 @@ impl Core {
             consumed: 0,
             reprogram: false,
             stalled: false,
-            root: None,
+            root: 0,
             release_head: None,
             ready_bitmap: [0; PRIORITIES / 64],
             ready: [Queue { head: None, tail: None }; PRIORITIES],

@@ -57,24 +57,53 @@ pub fn lookup(tcb: Ref<Tcb>, pointer: u64) -> Result<Ref<Slot>, LookupFailure> {
     resolve(tcb.slot(tcb_slot::CTABLE).cap.get(), pointer, 64).map(|(slot, _)| slot)
 }
 
-/// Finds the capability behind a pointer, quickest where one table and its guard use all 64 bits.
+/// A thread's CSpace where one table and its guard use all 64 bits, as they mostly do: quick to look things up in.
+#[derive(Clone, Copy)]
+pub struct Flat {
+    tcb: Ref<Tcb>,
+    /// First slot; none: the space has another shape.
+    table: Option<Ref<Slot>>,
+    radix: u32,
+    guard: u64,
+}
+
+/// Looks at the shape of a thread's CSpace.
 #[inline(always)]
 #[must_use]
-pub fn lookup_fast(tcb: Ref<Tcb>, pointer: u64) -> Option<RawCap> {
+pub fn flat(tcb: Ref<Tcb>) -> Flat {
     let root = tcb.slot(tcb_slot::CTABLE).cap.get();
-    if !root.is(Tag::CNode) {
-        return None;
-    }
-    let radix = root.fields();
     let guard = abi::CNodeCapData(root.w1);
-    if radix + guard.guard_bits() != 64 {
-        return lookup(tcb, pointer).ok().map(|slot| slot.cap.get());
+    // Type and radix side by side: no other type's fields and guard bits sum up to this.
+    const WANTED: u32 = (Tag::CNode as u32) << 11 | 64;
+    let top = root.top();
+    let is_flat = top + guard.guard_bits() as u32 == WANTED;
+    Flat {
+        tcb,
+        table: if is_flat { Some(Ref::at(root.addr())) } else { None },
+        radix: top,
+        guard: guard.guard(),
     }
-    if pointer.wrapping_shr(radix as u32) != guard.guard() {
-        return None;
+}
+
+impl Flat {
+    /// Finds the capability behind a pointer.
+    #[inline(always)]
+    #[must_use]
+    pub fn find(self, pointer: u64) -> Option<RawCap> {
+        let Some(table) = self.table else { return self.find_elsewhere(pointer) };
+        // The type is in multiples of 64, which shifts do not look at.
+        if pointer.wrapping_shr(self.radix) != self.guard {
+            return None;
+        }
+        let position = pointer ^ self.guard.wrapping_shl(self.radix);
+        Some(table.add(position).cap.get())
     }
-    let position = pointer & ((1 << (radix & 63)) - 1);
-    Some(Ref::<Slot>::at(root.addr()).add(position).cap.get())
+
+    #[cold]
+    #[inline(never)]
+    fn find_elsewhere(self, pointer: u64) -> Option<RawCap> {
+        lookup(self.tcb, pointer).ok().map(|slot| slot.cap.get())
+    }
 }
 
 /// Finds the slot exactly `depth` bits below a root capability.

@@ -323,6 +323,13 @@ impl RawCap {
         self.w0 >> 59 == tag as u64
     }
 
+    /// Returns type and type-specific bits together: type `[15:11]`, fields `[10:0]`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn top(self) -> u32 {
+        (self.w0 >> 48) as u32
+    }
+
     /// Returns the address of the object, where the type has one.
     #[inline(always)]
     #[must_use]

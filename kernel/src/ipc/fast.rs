@@ -11,6 +11,7 @@ use super::transfer::ipc_buffer;
 use crate::cap::cspace;
 use crate::cap::raw::Tag;
 use crate::hw::Hw;
+use crate::limits::MAX_CORES;
 use crate::mem::window::Words;
 use crate::mem::{PhysAddr, Ref};
 use crate::object::endpoint::{Endpoint, EndpointState};
@@ -20,17 +21,26 @@ use crate::object::tcb::{Tcb, ThreadState, tcb_slot};
 use crate::sched::SYSCALL_BYTES;
 use crate::{Kernel, Resume};
 
+/// Length of a message, in its info; above what a message can have it counts as that.
+const LENGTH: u64 = 0x7f;
 /// Bits of a message info that must be clear: extra capabilities.
 const EXTRA_CAPS: u64 = 3 << 7;
 /// Bits of a message info that a receiver sees of a message without capabilities.
 const PLAIN_INFO: u64 = !(0x1f << 7);
 
+/// Bits of [`crate::cap::RawCap::top`]: the type, and the rights of an endpoint.
+const TYPE: u32 = 0xf800;
+const ENDPOINT: u32 = (Tag::Endpoint as u32) << 11;
+const SEND: u32 = CapRights::WRITE.0 as u32;
+const RECEIVE: u32 = CapRights::READ.0 as u32;
+const ANSWERABLE: u32 = (CapRights::GRANT.0 | CapRights::GRANT_REPLY.0) as u32;
+
 /// Where the words beyond the registers are, sender's and receiver's.
 type Buffers = Option<(Words, Words)>;
 
 #[inline(always)]
-fn buffers(from: Ref<Tcb>, to: Ref<Tcb>, length: u64) -> Option<Buffers> {
-    if length <= FAST_MESSAGE_WORDS as u64 {
+fn buffers(from: Ref<Tcb>, to: Ref<Tcb>, info: u64) -> Option<Buffers> {
+    if info & LENGTH <= FAST_MESSAGE_WORDS as u64 {
         Some(None)
     } else {
         Some(Some((ipc_buffer(from, false)?, ipc_buffer(to, true)?)))
@@ -38,13 +48,14 @@ fn buffers(from: Ref<Tcb>, to: Ref<Tcb>, length: u64) -> Option<Buffers> {
 }
 
 #[inline(always)]
-fn copy(from: Ref<Tcb>, to: Ref<Tcb>, length: u64, buffers: Buffers) {
+fn copy(from: Ref<Tcb>, to: Ref<Tcb>, info: u64, buffers: Buffers) {
     // All four registers are copied whatever the length: it is cheaper than to look, and they are the sender's to give.
     for register in register::MESSAGE {
         to.set_reg(register, from.reg(register));
     }
     if let Some((from, to)) = buffers {
-        for word in buffer_word::MSG + FAST_MESSAGE_WORDS..buffer_word::MSG + length as usize {
+        let length = MessageInfo(info).length() as usize;
+        for word in buffer_word::MSG + FAST_MESSAGE_WORDS..buffer_word::MSG + length {
             to.set(word, from.get(word));
         }
     }
@@ -55,7 +66,10 @@ impl<H: Hw> Kernel<H> {
     #[inline(always)]
     fn space_of(&self, tcb: Ref<Tcb>) -> Option<PhysAddr> {
         let cap = tcb.slot(tcb_slot::VTABLE).cap.get();
-        if cap.is(Tag::Pml4) && self.root_of_asid(cap.w1 as u16) == cap.addr().0 {
+        // A nested root's entry is marked in its low bits, so it equals no address.
+        if cap.top() & TYPE == (Tag::Pml4 as u32) << 11
+            && self.asid_entry(cap.w1 as u16) == cap.addr().0
+        {
             Some(cap.addr())
         } else {
             None
@@ -63,25 +77,33 @@ impl<H: Hw> Kernel<H> {
     }
 
     #[inline(always)]
-    fn fast_switch(&mut self, from: Ref<Tcb>, to: Ref<Tcb>, root: PhysAddr) -> Resume {
-        let core = self.core;
+    fn fast_switch(
+        &mut self,
+        core: usize,
+        from: Ref<Tcb>,
+        to: Ref<Tcb>,
+        root: PhysAddr,
+    ) -> Resume {
         self.hw.switch_thread(core, Some(from), Some(to));
-        self.this().current = Some(to);
-        self.load_root(Some(root));
+        let this = &mut self.cores[core & (MAX_CORES - 1)];
+        this.current = Some(to);
+        if this.root != root.0 {
+            this.root = root.0;
+            self.hw.switch_space(core, Some(root));
+        }
         Resume::User(to)
     }
 
     /// Call to a waiting passive server; `None`: nothing was done.
     #[inline(always)]
-    pub(crate) fn fast_call(&mut self, tcb: Ref<Tcb>) -> Option<Resume> {
+    pub(crate) fn fast_call(&mut self, core: usize, tcb: Ref<Tcb>) -> Option<Resume> {
         let info = tcb.reg(register::MESSAGE_INFO);
         if info & EXTRA_CAPS != 0 {
             return None;
         }
-        let cap = cspace::lookup_fast(tcb, tcb.reg(register::CAPABILITY))?;
-        let needed = CapRights::WRITE.0;
-        let answerable = CapRights::GRANT.0 | CapRights::GRANT_REPLY.0;
-        if !cap.is(Tag::Endpoint) || cap.fields() & needed == 0 || cap.fields() & answerable == 0 {
+        let cap = cspace::flat(tcb).find(tcb.reg(register::CAPABILITY))?;
+        let top = cap.top();
+        if top & (TYPE | SEND) != ENDPOINT | SEND || top & ANSWERABLE == 0 {
             return None;
         }
         let endpoint: Ref<Endpoint> = Ref::at(cap.addr());
@@ -91,16 +113,15 @@ impl<H: Hw> Kernel<H> {
         let server = endpoint.head()?;
         let reply = server.reply.get()?;
         let sc = tcb.sc.get()?;
-        if server.sc.get().is_some() || server.core.get() as usize != self.core {
+        if server.sc.get().is_some() || server.core.get() as usize != core {
             return None;
         }
         let priority = server.priority.get();
-        if priority < tcb.priority.get() && !self.this().is_highest(priority) {
+        if priority < tcb.priority.get() && !self.cores[core & (MAX_CORES - 1)].is_highest(priority) {
             return None;
         }
         let root = self.space_of(server)?;
-        let length = MessageInfo(info).length();
-        let buffers = buffers(tcb, server, length)?;
+        let buffers = buffers(tcb, server, info)?;
 
         let next = server.ep_next.get();
         if let Some(next) = next {
@@ -110,7 +131,7 @@ impl<H: Hw> Kernel<H> {
         } else {
             endpoint.set(EndpointState::Idle, None, None);
         }
-        copy(tcb, server, length, buffers);
+        copy(tcb, server, info, buffers);
         server.set_reg(register::MESSAGE_INFO, info & PLAIN_INFO);
         server.set_reg(register::BADGE, cap.w1);
         server.reply.set(None);
@@ -129,22 +150,23 @@ impl<H: Hw> Kernel<H> {
         sc.tcb.set(Some(server));
         server.sc.set(Some(sc));
         tcb.sc.set(None);
-        Some(self.fast_switch(tcb, server, root))
+        Some(self.fast_switch(core, tcb, server, root))
     }
 
     /// Answer to the caller whose context the server runs on, and wait for the next message; `None`: nothing was done.
     #[inline(always)]
-    pub(crate) fn fast_reply_recv(&mut self, tcb: Ref<Tcb>) -> Option<Resume> {
+    pub(crate) fn fast_reply_recv(&mut self, core: usize, tcb: Ref<Tcb>) -> Option<Resume> {
         let info = tcb.reg(register::MESSAGE_INFO);
         if info & EXTRA_CAPS != 0 {
             return None;
         }
-        let cap = cspace::lookup_fast(tcb, tcb.reg(register::CAPABILITY))?;
-        if !cap.is(Tag::Endpoint) || cap.fields() & CapRights::READ.0 == 0 {
+        let space = cspace::flat(tcb);
+        let cap = space.find(tcb.reg(register::CAPABILITY))?;
+        if cap.top() & (TYPE | RECEIVE) != ENDPOINT | RECEIVE {
             return None;
         }
-        let reply_cap = cspace::lookup_fast(tcb, tcb.reg(register::REPLY))?;
-        if !reply_cap.is(Tag::Reply) {
+        let reply_cap = space.find(tcb.reg(register::REPLY))?;
+        if reply_cap.top() & TYPE != (Tag::Reply as u32) << 11 {
             return None;
         }
         let endpoint: Ref<Endpoint> = Ref::at(cap.addr());
@@ -158,7 +180,7 @@ impl<H: Hw> Kernel<H> {
         if caller.state.get() != ThreadState::BlockedOnReply
             || caller.has_fault.get()
             || caller.sc.get().is_some()
-            || caller.core.get() as usize != self.core
+            || caller.core.get() as usize != core
             || reply.next() != ReplyNext::Head(sc)
         {
             return None;
@@ -169,14 +191,15 @@ impl<H: Hw> Kernel<H> {
         {
             return None;
         }
-        if !self.this().is_highest(caller.priority.get()) {
+        // Nothing ready is above the current thread, or it would not run.
+        let priority = caller.priority.get();
+        if priority < tcb.priority.get() && !self.cores[core & (MAX_CORES - 1)].is_highest(priority) {
             return None;
         }
         let root = self.space_of(caller)?;
-        let length = MessageInfo(info).length();
-        let buffers = buffers(tcb, caller, length)?;
+        let buffers = buffers(tcb, caller, info)?;
 
-        copy(tcb, caller, length, buffers);
+        copy(tcb, caller, info, buffers);
         caller.set_reg(register::MESSAGE_INFO, info & PLAIN_INFO);
         caller.set_reg(register::BADGE, 0);
         let older = reply.prev.get();
@@ -205,6 +228,6 @@ impl<H: Hw> Kernel<H> {
             let (head, tail) = queue::insert((endpoint.head(), endpoint.tail()), tcb);
             endpoint.set(EndpointState::Receive, head, tail);
         }
-        Some(self.fast_switch(tcb, caller, root))
+        Some(self.fast_switch(core, tcb, caller, root))
     }
 }

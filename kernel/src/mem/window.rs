@@ -82,6 +82,23 @@ impl<T> Ref<T> {
         PhysAddr(decode(self.0.get()))
     }
 
+    /// Returns the handle as a word, for packing with flags in its low bits (objects are at least 16-byte aligned).
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        self.0.get()
+    }
+
+    /// Takes a handle back from a word of [`Ref::word`] without its flags; 0 is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Option<Self> {
+        match NonZeroU64::new(word) {
+            Some(held) => Some(Self(held, PhantomData)),
+            None => None,
+        }
+    }
+
     /// Returns the virtual address in the window (target) or the arena (host).
     #[inline(always)]
     #[must_use]
@@ -100,11 +117,9 @@ impl<T> Ref<T> {
     #[inline(always)]
     #[must_use]
     pub const fn part<U>(self, bytes: u64) -> Ref<U> {
-        // No object reaches the end of the address space, so this does not wrap.
-        match NonZeroU64::new(self.0.get().wrapping_add(bytes)) {
-            Some(held) => Ref(held, PhantomData),
-            None => Ref(self.0, PhantomData),
-        }
+        let held = self.0.get().wrapping_add(bytes);
+        // SAFETY: a handle holds an address below the end of the address space by more than any object's size, so the sum is not 0.
+        Ref(unsafe { NonZeroU64::new_unchecked(held) }, PhantomData)
     }
 
     /// Reinterprets the handle; both types must describe the same typed memory.

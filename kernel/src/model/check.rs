@@ -433,7 +433,7 @@ fn spaces(kernel: &mut Kernel<Model>, slots: &[Ref<Slot>]) {
     }
     for core in 0..CORES {
         let Some(root) = kernel.hw.roots[core] else { continue };
-        assert_eq!(kernel.cores[core].root, Some(root), "loaded root");
+        assert_eq!(kernel.cores[core].root, root.0, "loaded root");
         let now = leaves.get(&root.0);
         assert!(now.is_some(), "core {core} runs in a deleted space");
         let Some(now) = now else { continue };

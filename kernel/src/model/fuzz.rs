@@ -162,7 +162,8 @@ fn message(world: &World, input: &mut Input<'_>) -> Message {
     let root = fixed::CNODE;
     let label = match input.below(100) {
         0..=19 => Label::UntypedRetype,
-        20..=27 => Label::CNodeDelete,
+        20..=26 => Label::CNodeDelete,
+        27 => Label::CNodeRevoke,
         28..=33 => input.pick(&[Label::CNodeCopy, Label::CNodeMint]),
         34..=37 => input.pick(&[Label::FrameDerive, Label::FrameZero]),
         38..=47 => input.pick(&[Label::X86PageMap, Label::X86PageTableMap]),
@@ -178,7 +179,9 @@ fn message(world: &World, input: &mut Input<'_>) -> Message {
             ([object as u64, bits, 0, 0, to, 1 + input.below(2)].into(), [root].into())
         }
         Label::CNodeRevoke | Label::CNodeDelete | Label::CNodeCancelBadgedSends => {
-            ([slot(input), 64].into(), [].into())
+            let is_revoke = label == Label::CNodeRevoke && input.byte() < 128;
+            let slot = if is_revoke { of(world, input, Tag::Untyped) } else { slot(input) };
+            ([slot, 64].into(), [].into())
         }
         Label::CNodeCopy | Label::CNodeMint | Label::CNodeMove | Label::CNodeMutate => {
             let mut words = [empty(world, input), 64, slot(input), 64].to_vec();

@@ -3,7 +3,7 @@
 use core::cell::Cell;
 
 use super::tcb::Tcb;
-use crate::mem::{PhysAddr, Ref};
+use crate::mem::Ref;
 
 /// Who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Endpoint {
     #[inline(always)]
     #[must_use]
     pub fn head(&self) -> Option<Ref<Tcb>> {
-        Ref::maybe(PhysAddr(self.head_and_state.get() & !STATE))
+        Ref::from_word(self.head_and_state.get() & !STATE)
     }
 
     /// Returns the last waiting thread.
@@ -58,7 +58,7 @@ impl Endpoint {
         let word = match head {
             None => 0,
             Some(head) => {
-                head.addr().0
+                head.word()
                     | match state {
                         EndpointState::Idle => 0,
                         EndpointState::Send => 1,

@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use super::sched_context::SchedContext;
 use super::tcb::Tcb;
-use crate::mem::{PhysAddr, Ref};
+use crate::mem::Ref;
 
 /// 32 bytes.
 #[repr(C)]
@@ -38,12 +38,10 @@ impl Reply {
     #[must_use]
     pub fn next(&self) -> ReplyNext {
         let word = self.next.get();
-        if word == 0 {
-            ReplyNext::None
-        } else if word & 1 != 0 {
-            ReplyNext::Head(Ref::at(PhysAddr(word & !1)))
+        if word & 1 != 0 {
+            Ref::from_word(word & !1).map_or(ReplyNext::None, ReplyNext::Head)
         } else {
-            ReplyNext::Reply(Ref::at(PhysAddr(word)))
+            Ref::from_word(word).map_or(ReplyNext::None, ReplyNext::Reply)
         }
     }
 
@@ -52,8 +50,8 @@ impl Reply {
     pub fn set_next(&self, next: ReplyNext) {
         self.next.set(match next {
             ReplyNext::None => 0,
-            ReplyNext::Reply(reply) => reply.addr().0,
-            ReplyNext::Head(sc) => sc.addr().0 | 1,
+            ReplyNext::Reply(reply) => reply.word(),
+            ReplyNext::Head(sc) => sc.word() | 1,
         });
     }
 }

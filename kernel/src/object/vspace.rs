@@ -151,7 +151,7 @@ impl<H: Hw> Kernel<H> {
     }
 
     #[inline(always)]
-    fn asid_entry(&self, asid: u16) -> u64 {
+    pub(crate) fn asid_entry(&self, asid: u16) -> u64 {
         match self.asid_pools[usize::from(asid) / ASID_POOL_ENTRIES & (ASID_POOLS - 1)] {
             Some(pool) => pool.roots[usize::from(asid) % ASID_POOL_ENTRIES].get(),
             None => 0,
@@ -442,8 +442,8 @@ impl<H: Hw> Kernel<H> {
     fn retire(&mut self, root: PhysAddr, asid: u16) {
         self.hw.retire_space(root, asid);
         for core in 0..self.core_count {
-            if self.cores[core].root == Some(root) {
-                self.cores[core].root = None;
+            if self.cores[core].root == root.0 {
+                self.cores[core].root = 0;
                 if core == self.core {
                     self.hw.switch_space(core, None);
                 }

@@ -244,12 +244,12 @@ impl<H: Hw> Kernel<H> {
             }
             self.dequeue(tcb);
             if core != self.core || tcb.priority.get() < caller.priority.get() {
-                self.enqueue_front(tcb);
+                self.enqueue(tcb);
             } else {
                 caller.yield_to.set(Some(sc));
                 sc.yield_from.set(Some(caller));
-                self.enqueue_front(caller);
-                self.enqueue_front(tcb);
+                self.enqueue(caller);
+                self.enqueue(tcb);
                 self.reschedule();
                 return None;
             }

@@ -106,7 +106,7 @@ impl<H: Hw> Kernel<H> {
         if may_fault && !sc.is_round_robin() && Self::has_timeout_handler(tcb) {
             self.handle_timeout_fault(tcb, PendingFault::Timeout { badge: sc.badge.get() });
         } else if self.is_released(sc) {
-            self.enqueue(tcb);
+            self.append(tcb);
         } else {
             self.postpone(sc);
         }
@@ -187,7 +187,7 @@ impl<H: Hw> Kernel<H> {
             let current = self.current();
             let was_runnable = match current {
                 Some(current) if Self::is_schedulable(current) => {
-                    self.enqueue_front(current);
+                    self.enqueue(current);
                     true
                 }
                 _ => false,
@@ -196,13 +196,12 @@ impl<H: Hw> Kernel<H> {
                 Action::Switch(candidate) if Self::is_schedulable(candidate) => {
                     let priority = candidate.priority.get();
                     let current_priority = current.map_or(0, |current| current.priority.get());
-                    let fits = if current.is_none() || priority < current_priority {
-                        self.this().is_highest(priority)
-                    } else {
-                        !(was_runnable && priority == current_priority)
-                            && self.this().is_highest(priority)
-                    };
-                    if fits {
+                    if was_runnable && priority == current_priority {
+                        self.append(candidate);
+                        self.choose();
+                    } else if (current.is_some() && priority > current_priority)
+                        || self.this().is_highest(priority)
+                    {
                         self.switch_to(candidate);
                     } else {
                         self.enqueue(candidate);
@@ -281,9 +280,10 @@ impl<H: Hw> Kernel<H> {
 
     #[inline]
     pub(crate) fn load_root(&mut self, root: Option<PhysAddr>) {
-        if self.this().root != root {
+        let address = root.map_or(0, |root| root.0);
+        if self.this().root != address {
             let core = self.core;
-            self.this().root = root;
+            self.this().root = address;
             self.hw.switch_space(core, root);
         }
     }

@@ -75,18 +75,18 @@ impl Core {
 }
 
 impl<H: Hw> Kernel<H> {
-    /// Makes a thread ready, behind its equals; wakes its core if that is another one.
+    /// Makes a thread ready, before its equals (as seL4 does: who was woken last runs first); wakes its core if that is another one.
     pub(crate) fn enqueue(&mut self, tcb: Ref<Tcb>) {
         if !tcb.in_ready_queue.get() {
-            self.core_of(tcb).insert_ready(tcb, true);
+            self.core_of(tcb).insert_ready(tcb, false);
             self.note_remote(tcb);
         }
     }
 
-    /// Makes a thread ready, before its equals.
-    pub(crate) fn enqueue_front(&mut self, tcb: Ref<Tcb>) {
+    /// Makes a thread ready, behind its equals: its time slice is over, or it came while an equal was running.
+    pub(crate) fn append(&mut self, tcb: Ref<Tcb>) {
         if !tcb.in_ready_queue.get() {
-            self.core_of(tcb).insert_ready(tcb, false);
+            self.core_of(tcb).insert_ready(tcb, true);
             self.note_remote(tcb);
         }
     }

@@ -96,11 +96,11 @@ impl<H: Hw> Kernel<H> {
         }
         let number = tcb.reg(register::NUMBER) as i64;
         if number == Syscall::Call as i64 {
-            if let Some(resume) = self.fast_call(tcb) {
+            if let Some(resume) = self.fast_call(core, tcb) {
                 return resume;
             }
         } else if number == Syscall::ReplyRecv as i64
-            && let Some(resume) = self.fast_reply_recv(tcb)
+            && let Some(resume) = self.fast_reply_recv(core, tcb)
         {
             return resume;
         } else if number == Syscall::VMEnter as i64
@@ -111,6 +111,33 @@ impl<H: Hw> Kernel<H> {
         self.slow_syscall(tcb, number)
     }
 
+    /// The system call Call, where the entry code has looked at the number.
+    #[inline(always)]
+    pub fn handle_call(&mut self, core: usize) -> Resume {
+        let Some(tcb) = self.enter(core) else { return self.leave() };
+        if self.this().stalled {
+            return self.leave_stalled();
+        }
+        match self.fast_call(core, tcb) {
+            Some(resume) => resume,
+            None => self.slow_syscall(tcb, Syscall::Call as i64),
+        }
+    }
+
+    /// The system call ReplyRecv, where the entry code has looked at the number.
+    #[inline(always)]
+    pub fn handle_reply_recv(&mut self, core: usize) -> Resume {
+        let Some(tcb) = self.enter(core) else { return self.leave() };
+        if self.this().stalled {
+            return self.leave_stalled();
+        }
+        match self.fast_reply_recv(core, tcb) {
+            Some(resume) => resume,
+            None => self.slow_syscall(tcb, Syscall::ReplyRecv as i64),
+        }
+    }
+
+    #[inline(never)]
     fn slow_syscall(&mut self, tcb: Ref<Tcb>, number: i64) -> Resume {
         tcb.fault_ip.set(tcb.reg(abi::context::index::RIP).wrapping_sub(SYSCALL_BYTES));
         self.update_time();

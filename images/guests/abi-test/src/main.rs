@@ -579,18 +579,20 @@ fn float(world: &mut World) {
         world.thread(4, slot::VSPACE, entry, [0x2222, 4], 0),
     ];
     for thread in threads {
-        world.context(thread, 0, 200, 200);
+        world.context(thread, 0, 300, 3_000);
         world.must("resume", thread, Label::TCBResume, &[], &[]);
     }
-    // Wait for the threads by a timer of our own: a thread whose budget runs out tells us.
+    // Wait for some turns of the two by a timer of our own: a thread of lower priority whose budget runs out tells us.
     let timeout = world.object(ObjectType::Endpoint, 0);
     let reply = world.object(ObjectType::Reply, 0);
     let worker = world.thread(1, slot::VSPACE, count as *const () as u64, [0, 0], 0);
-    world.context(worker, 0, 500, 20_000);
+    world.context(worker, 0, 6_000, 60_000);
+    world.must("priority", worker, Label::TCBSetPriority, &[100], &[slot::TCB]);
     world.must("timeout", worker, Label::TCBSetTimeoutEndpoint, &[], &[timeout]);
     world.must("resume", worker, Label::TCBResume, &[], &[]);
     recv(timeout, reply);
     let (a, b) = (COUNTERS[3].load(Ordering::Relaxed), COUNTERS[4].load(Ordering::Relaxed));
+    say!("figure float_rounds {a} {b}");
     world.check("two threads keep their own xmm registers", a > 0 && b > 0 && a < 1 << 40 && b < 1 << 40);
     for thread in threads.into_iter().chain([worker]) {
         world.must("suspend", thread, Label::TCBSuspend, &[], &[]);

@@ -145,6 +145,20 @@ fn interrupt(core: usize, vector: u8) -> Resume {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn call_from_user() -> ! {
+    let core = percpu::index();
+    let resume = enter().handle_call(core);
+    run(core, resume)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn reply_recv_from_user() -> ! {
+    let core = percpu::index();
+    let resume = enter().handle_reply_recv(core);
+    run(core, resume)
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn syscall_from_user() -> ! {
     let core = percpu::index();
     let resume = enter().handle_syscall(core);

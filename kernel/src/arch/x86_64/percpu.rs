@@ -79,7 +79,8 @@ pub struct PerCpu {
     this: Cell<u64>,
     /// Save area of the thread in user mode.
     pub context: Cell<u64>,
-    stack_top: Cell<u64>,
+    /// Where Rust code starts: below what the processor pushes, at a return address of 0, where backtraces end.
+    entry_stack: Cell<u64>,
     scratch: Cell<u64>,
     /// Interrupt vector taken while this core was in kernel mode with interrupts on (idle, or the window of `trap::take`); 0 = none.
     pub pending: Cell<u64>,
@@ -105,8 +106,8 @@ unsafe impl Sync for PerCpu {}
 
 /// Offset of the save-area pointer.
 pub const OFFSET_CONTEXT: usize = offset_of!(PerCpu, context);
-/// Offset of the kernel stack's top.
-pub const OFFSET_STACK_TOP: usize = offset_of!(PerCpu, stack_top);
+/// Offset of where Rust code starts on the stack.
+pub const OFFSET_ENTRY_STACK: usize = offset_of!(PerCpu, entry_stack);
 /// Offset of the scratch word.
 pub const OFFSET_SCRATCH: usize = offset_of!(PerCpu, scratch);
 /// Offset of the pending vector.
@@ -116,7 +117,7 @@ static BLOCKS: [PerCpu; MAX_CORES] = [const {
     PerCpu {
         this: Cell::new(0),
         context: Cell::new(0),
-        stack_top: Cell::new(0),
+        entry_stack: Cell::new(0),
         scratch: Cell::new(0),
         pending: Cell::new(0),
         index: Cell::new(0),
@@ -201,10 +202,10 @@ impl PerCpu {
         self.index.get()
     }
 
-    /// Top of the core's kernel stack.
+    /// Where the core's first code may put its stack: clear of what later entries expect.
     #[must_use]
-    pub fn stack_top(&self) -> u64 {
-        self.stack_top.get()
+    pub fn start_stack(&self) -> u64 {
+        STACKS[self.index.get()].top() - 128
     }
 
     /// Whether the core takes part.
@@ -220,7 +221,8 @@ pub fn prepare(index: usize, apic_id: u32) {
     block.this.set(core::ptr::from_ref(block) as u64);
     block.index.set(index);
     block.apic_id.set(apic_id);
-    block.stack_top.set(STACKS[index].top());
+    // 16-byte alignment but for the return address, as after a call.
+    block.entry_stack.set(STACKS[index].top() - 72);
     let tss = block.tss.get();
     let base = tss as u64;
     let limit = size_of::<Tss>() as u64 - 1;

@@ -185,7 +185,7 @@ pub fn start_core(
         target.add(far as usize).cast::<u32>().write(long as u32);
         let words = target.add(words as usize).cast::<u64>();
         words.write(address((&raw const start::boot_pml4).cast()) - KERNEL_BASE);
-        words.add(1).write(block.stack_top());
+        words.add(1).write(block.start_stack());
         words.add(2).write(index as u64);
         words.add(3).write(entry as *const () as u64);
     }

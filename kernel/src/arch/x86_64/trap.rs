@@ -14,12 +14,13 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use abi::Syscall;
 use abi::context::index;
 use x86::msr::{IA32_FMASK, IA32_LSTAR, IA32_STAR, wrmsr};
 
 use super::percpu::{
     IST_DOUBLE_FAULT, IST_MACHINE_CHECK, IST_NMI, KERNEL_CS, OFFSET_CONTEXT, OFFSET_PENDING,
-    OFFSET_SCRATCH, OFFSET_STACK_TOP, USER_CS, USER_SS,
+    OFFSET_ENTRY_STACK, OFFSET_SCRATCH, USER_CS, USER_SS,
 };
 use crate::mem::Ref;
 use crate::object::tcb::{Entry, OFFSET_ENTRY, Tcb};
@@ -67,9 +68,11 @@ syscall_entry:
     mov qword ptr [rsp + {entry}], {entry_syscall}
     mov rbx, gs:[{scratch}]
     mov [rsp + {rsp}], rbx
-    mov rsp, gs:[{stack_top}]
-    xor ebp, ebp
-    push 0
+    mov rsp, gs:[{entry_stack}]
+    cmp rdx, {number_call}
+    je call_from_user
+    cmp rdx, {number_reply_recv}
+    je reply_recv_from_user
     jmp syscall_from_user
 
     .balign 16
@@ -170,10 +173,8 @@ interrupt_common:
     mov [rax + {rsp}], rbx
     mov rdi, [rsp]
     mov rsi, [rsp + 8]
-    mov rsp, gs:[{stack_top}]
-    xor ebp, ebp
-    call trap_from_user
-    ud2
+    mov rsp, gs:[{entry_stack}]
+    jmp trap_from_user
 
     /* Kernel mode. An interrupt: note the vector, go back with interrupts off. */
 2:  cmp dword ptr [rsp], 32
@@ -207,7 +208,9 @@ nmi_entry:
     "#,
     scratch = const OFFSET_SCRATCH,
     context = const OFFSET_CONTEXT,
-    stack_top = const OFFSET_STACK_TOP,
+    entry_stack = const OFFSET_ENTRY_STACK,
+    number_call = const Syscall::Call as i64,
+    number_reply_recv = const Syscall::ReplyRecv as i64,
     pending = const OFFSET_PENDING,
     entry = const OFFSET_ENTRY,
     entry_syscall = const Entry::Syscall as u64,
