@@ -5,6 +5,7 @@ use abi::syscall::register;
 
 use crate::Kernel;
 use crate::cap::cspace;
+use crate::cap::raw::Tag;
 use crate::hw::Hw;
 use crate::ipc::transfer::ipc_buffer;
 use crate::mem::Ref;
@@ -22,6 +23,40 @@ impl<H: Hw> core::fmt::Write for Console<'_, H> {
     }
 }
 
+/// What DebugCapIdentify tells: seL4's own type numbers, even for generic types, odd for the processor's.
+const fn identity(tag: Tag) -> u64 {
+    match tag {
+        Tag::Null => 0,
+        Tag::Untyped => 2,
+        Tag::Endpoint => 4,
+        Tag::Notification => 6,
+        Tag::Reply => 8,
+        Tag::CNode => 10,
+        Tag::Thread => 12,
+        Tag::IrqControl => 14,
+        Tag::IrqHandler => 16,
+        Tag::Zombie => 18,
+        Tag::Domain => 20,
+        Tag::SchedContext => 22,
+        Tag::SchedControl => 24,
+        Tag::Timer => 26,
+        Tag::Frame => 1,
+        Tag::PageTable => 3,
+        Tag::PageDirectory => 5,
+        Tag::Pdpt => 7,
+        Tag::Pml4 => 9,
+        Tag::AsidControl => 11,
+        Tag::AsidPool => 13,
+        Tag::IoPort => 19,
+        Tag::Vcpu => 21,
+        Tag::NptPt => 23,
+        Tag::NptPd => 25,
+        Tag::NptPdpt => 27,
+        Tag::NptPml4 => 29,
+        Tag::IoPortControl => 31,
+    }
+}
+
 impl<H: Hw> Kernel<H> {
     pub(crate) fn debug_syscall(&mut self, tcb: Ref<Tcb>, call: Syscall) {
         use core::fmt::Write as _;
@@ -30,8 +65,8 @@ impl<H: Hw> Kernel<H> {
             Syscall::DebugPutChar => self.hw.put_char(argument as u8),
             Syscall::DebugHalt => self.hw.halt(),
             Syscall::DebugCapIdentify => {
-                let tag =
-                    cspace::lookup(tcb, argument).map_or(0, |slot| slot.cap.get().tag_number());
+                let tag = cspace::lookup(tcb, argument)
+                    .map_or(0, |slot| identity(slot.cap.get().tag()));
                 tcb.set_reg(register::CAPABILITY, tag);
             }
             Syscall::DebugNameThread => self.name_thread(tcb, argument),
