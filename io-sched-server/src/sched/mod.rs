@@ -4,8 +4,12 @@
 //! the [dispatcher's](crate::dispatch). Every policy is a value with event methods that take `now`; it owns no clock.
 
 pub mod mclock;
+#[cfg(test)]
+mod printed;
 pub mod round_robin;
 pub mod sfq;
+#[cfg(test)]
+mod tests;
 
 use protocol::{
     io::{Controls, Policy},
