@@ -5,7 +5,7 @@ use crate::image::{self, Disk};
 use crate::machine::{Clock, Machine, Options};
 use crate::report::{self, Stats};
 use crate::session::{Ask, Line, Session, run_folder};
-use crate::{Error, client, console, doctor, suite};
+use crate::{Error, bench, client, console, doctor, reproduce, suite};
 use clap::{Args, Parser, Subcommand};
 use protocol::link::{Request, ServerId, Setting, VmState};
 use protocol::units::{Pages, VmId};
@@ -28,6 +28,12 @@ enum Verb {
     Test {
         /// Only parts whose name contains one of these words.
         only: Vec<String>,
+    },
+    /// Measures what operations cost, beside the peers' figures.
+    Bench {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Checks what a run needs and says what to do about each problem.
     Doctor,
@@ -75,6 +81,17 @@ enum Verb {
     Kill {
         /// `mem`, `io`, or the name of a VM for its vmm-server.
         server: String,
+    },
+    /// Runs the papers' experiments and says which claims hold.
+    Reproduce {
+        /// A paper (P2) or an experiment (P2-E3); nothing for all.
+        experiments: Vec<String>,
+        /// Prints one JSON object, experiment to verdict and figures.
+        #[arg(long)]
+        json: bool,
+        /// Writes the plots (SVG) into this folder.
+        #[arg(long, value_name = "FOLDER")]
+        plots: Option<PathBuf>,
     },
     /// Builds the image without running it.
     Image {
@@ -191,6 +208,7 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
         Verb::Run(run) if run.root_task.is_some() => run_root_task(&run),
         Verb::Run(run) => run_system(&run),
         Verb::Test { only } => suite::run(&only),
+        Verb::Bench { json } => bench::run(json),
         Verb::Doctor => doctor::run(),
         Verb::Vm { verb } => vm_verb(&client::Client::new()?, verb),
         Verb::Console { vm } => {
@@ -222,6 +240,10 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             let client = client::Client::new()?;
             let server = server_id(&client, &server)?;
             client.ask(Request::Kill(server)).map(drop)
+        }
+        Verb::Reproduce { experiments, json, plots } => {
+            let out = &mut std::io::stdout().lock();
+            reproduce::run(&experiments, json, plots.as_deref(), out)
         }
         Verb::Image { system, fresh, iso } => {
             let config = Config::load(&system)?;

@@ -63,7 +63,9 @@ impl Decoder {
                     let time = frame.display_timestamp().map(|time| time.to_string());
                     let level = frame.level().map_or("", |level| level.as_str()).to_uppercase();
                     let place = program.locations.get(&frame.index()).map(|location| {
-                        format!(" ({}:{})", location.file.display(), location.line)
+                        let file = &location.file;
+                        let file = file.strip_prefix(crate::WORKSPACE).unwrap_or(file);
+                        format!(" ({}:{})", file.display(), location.line)
                     });
                     lines.push(format!(
                         "[{:>12}] {name}: {level:5} {}{}",

@@ -4,6 +4,7 @@
 //! in the run folder (`session`), in the link's own language. Nothing here knows a kernel type.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod error;
 pub mod image;
 pub mod machine;
 pub mod report;
+pub mod reproduce;
 pub mod session;
 pub mod suite;
 pub mod symbols;

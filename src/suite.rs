@@ -26,7 +26,18 @@ const PARTS: [Part; 4] = [
     Part {
         name: "QEMU tests",
         program: "cargo",
-        arguments: &["test", "--package", "tests", "--quiet"],
+        arguments: &[
+            "test",
+            "--package",
+            "tests",
+            "--quiet",
+            "--",
+            "command",
+            "abi-test",
+            "svm-test",
+            "iso",
+            "determinism",
+        ],
     },
 ];
 

@@ -17,8 +17,10 @@ for word in $words; do
     esac
 done
 if [ -n "$mark" ]; then
-    read -r up idle </proc/uptime
-    echo "BALLAST-INIT $up"
+    # `ballast bench`: the kernel's clock at this line, and the end.
+    echo BALLAST-INIT >/dev/kmsg
+    dmesg | grep BALLAST-INIT
+    poweroff -f
 fi
 for module in MODULES; do
     insmod "/modules/$module.ko" || echo "guest-init: module $module was not loaded"

@@ -78,6 +78,8 @@ pub fn build(workspace: &Path, target_dir: &Path) -> Result<PathBuf, Error> {
         .env("RUSTC", RUSTC)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("DEFMT_LOG", "debug")
+        // The host's log decoder finds source lines in the full debug information.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "full")
         .env("RUSTFLAGS", "-C linker=ld.lld -C relocation-model=static -C force-frame-pointers=yes")
         .args(["build", "--release", "--target", TRIPLE, "--target-dir"])
         .arg(target_dir)

@@ -1,0 +1,286 @@
+//! `ballast bench`: what operations cost in executed instructions, beside the peers' figures.
+//!
+//! Every run is by instruction count (one tick is one instruction), so the figures are the same on
+//! any host. A figure that could not be measured is shown as such and is `null` in JSON.
+
+use crate::config::Config;
+use crate::image::{self, Disk, Image};
+use crate::machine::{Clock, EXIT_GOOD, Machine, Options};
+use crate::report::{Stats, Table};
+use crate::session::{Ask, Session, run_folder};
+use crate::{Error, WORKSPACE};
+use protocol::link::{Event, Request, VmState};
+use protocol::units::VmId;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// One figure of the table.
+struct Figure {
+    key: &'static str,
+    what: &'static str,
+    /// At most this much is the aim.
+    target: Option<f64>,
+    peer: &'static str,
+}
+
+const fn figure(
+    key: &'static str,
+    what: &'static str,
+    target: Option<f64>,
+    peer: &'static str,
+) -> Figure {
+    Figure { key, what, target, peer }
+}
+
+/// Peers measured inside the same QEMU by the same guest; seL4's own figures for its kernel.
+const FIGURES: [Figure; 15] = [
+    figure("cpuid_exit", "CPUID, handled in the vmm-server", Some(700.0), "KVM 3070, Xen 5345"),
+    figure("hypercall_exit", "null hypercall", None, "KVM 3323, Xen 5471"),
+    figure("pio_exit", "read of a 16550 register", Some(1000.0), "KVM+QEMU 5450"),
+    figure("mmio_ioapic_read", "read of an IOAPIC register", Some(1600.0), "KVM 4240"),
+    figure("mmio_unassigned_read", "read where nothing is", Some(1600.0), "KVM+QEMU 7914"),
+    figure("first_touch_4k", "first touch of a page", Some(6000.0), "KVM 7250"),
+    figure("eoi_x2apic", "end of interrupt", Some(900.0), "KVM 3214, Xen 5482"),
+    figure("timer_late_hlt", "timer lateness out of HLT", Some(3000.0), "KVM 7960, Xen 11095"),
+    figure("ipc_call_reply_0", "call and reply, no words", Some(500.0), "seL4 540"),
+    figure("ipc_call_reply_10", "call and reply, ten words", Some(1000.0), "seL4 2268"),
+    figure("signal_wait", "signal and wait round trip", Some(1298.0), "seL4 1298"),
+    figure("page_map_4k", "map a 4 KiB frame", Some(801.0), "seL4 801"),
+    figure("retype_4k", "retype one 4 KiB frame", Some(933.0), "seL4 933"),
+    figure(
+        "linux_init_ratio",
+        "Linux to /init against bare QEMU",
+        Some(1.10),
+        "KVM 1.17, Xen 1.79",
+    ),
+    figure("vm_overhead_kib", "hypervisor's memory for a 128 MiB VM", Some(4096.0), "-"),
+];
+
+/// Guard against a hang, in host time.
+const HANG: Duration = Duration::from_secs(600);
+
+type Figures = BTreeMap<String, f64>;
+
+fn options() -> Options {
+    Options { clock: Clock::Instructions, ..Options::default() }
+}
+
+/// Adds every line `BENCH key value` of `text`; values may be in the form `Name(value)`.
+fn collect(text: &str, figures: &mut Figures) {
+    for line in text.lines() {
+        let mut words = line.trim().trim_start_matches("BENCH ").split_whitespace();
+        let is_figure = line.trim().starts_with("BENCH ");
+        if let (true, Some(key), Some(value)) = (is_figure, words.next(), words.next())
+            && let Ok(value) = value.parse()
+        {
+            figures.insert(key.to_owned(), value);
+        }
+    }
+}
+
+/// Kernel operations, measured by a root-task of its own.
+fn kernel_figures(figures: &mut Figures) -> Result<(), Error> {
+    image::progress("measuring kernel operations");
+    let image = image::foreign(&image::program("bench-root")?, 512)?;
+    let folder = run_folder(&format!("bench-root-{}", std::process::id()))?;
+    let mut machine = Machine::start(&image, &options(), &folder)?;
+    let status = machine.wait(HANG);
+    let log = std::fs::read(machine.kernel_log()).map_err(Error::file(&folder))?;
+    drop(machine);
+    let _ = std::fs::remove_dir_all(&folder);
+    collect(&String::from_utf8_lossy(&log), figures);
+    match status {
+        Some(status) => crate::machine::verdict(status),
+        None => Err(Error::NoProgress("bench-root did not end".to_owned())),
+    }
+}
+
+fn boot(system: &str) -> Result<std::sync::Arc<Session>, Error> {
+    let path = Path::new(WORKSPACE).join("images/systems").join(system);
+    let config = Config::load(&path)?;
+    let image = image::build(&config, Disk::Keep)?;
+    let folder = run_folder(&format!("bench-{}", std::process::id()))?;
+    Session::start(Machine::start(&image, &options(), &folder)?, &folder)
+}
+
+fn quit(session: &Session) {
+    let _ = session.ask(Request::Quit { code: EXIT_GOOD });
+    let _ = session.wait_end(Duration::from_secs(10));
+    let _ = std::fs::remove_dir_all(session.folder());
+}
+
+/// Exits, measured by a bare-metal guest.
+fn guest_figures(figures: &mut Figures) -> Result<(), Error> {
+    image::progress("measuring exits with a bare-metal guest");
+    let session = boot("bench.toml")?;
+    let console = session.wait("end of the guest's measurements", HANG, |heard| {
+        let console = heard.consoles.get(&0)?;
+        let text = String::from_utf8_lossy(console.since(0)).into_owned();
+        text.contains("BENCH end").then_some(text)
+    })?;
+    collect(&console, figures);
+    let stats = Stats::from_lines(&session.ask(Request::Stats)?);
+    if let Some((.., vm)) = stats.vms.first()
+        && vm.memory.overhead.0 > 0
+    {
+        figures.insert("vm_overhead_kib".to_owned(), (vm.memory.overhead.bytes() >> 10) as f64);
+    }
+    quit(&session);
+    Ok(())
+}
+
+/// The time in a line such as `[    1.548123] BALLAST-INIT`.
+fn mark_seconds(console: &str) -> Option<f64> {
+    let line = console.lines().find(|line| line.trim_end().ends_with("BALLAST-INIT"))?;
+    line.split_once('[')?.1.split_once(']')?.0.trim().parse().ok()
+}
+
+/// Linux to /init on Ballast: from the VM's launch to its power-off at /init.
+fn linux_on_ballast() -> Result<f64, Error> {
+    image::progress("booting Linux to /init on Ballast");
+    let session = boot("bench-linux.toml")?;
+    let vm = VmId(0);
+    let seconds = session.wait("power-off of Linux at /init", HANG, |heard| {
+        let time = |wanted: VmState| {
+            heard.events.iter().find_map(|(at, event)| match event {
+                Event::VmState { vm: of, state } if *of == vm && *state == wanted => Some(at.0),
+                _ => None,
+            })
+        };
+        let start = time(VmState::Starting).or_else(|| time(VmState::Running))?;
+        let end = time(VmState::Stopped)?;
+        Some((end - start) as f64 / 1e9)
+    });
+    quit(&session);
+    seconds
+}
+
+/// Linux to /init directly on QEMU: the kernel's clock, which counts from the machine's reset.
+fn linux_on_qemu(image: &Image) -> Result<f64, Error> {
+    image::progress("booting Linux to /init on bare QEMU");
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-machine", "q35,accel=tcg", "-cpu", "EPYC", "-m", "128", "-seed", "7"]);
+    command.args(["-icount", "shift=0,sleep=off", "-display", "none", "-nodefaults"]);
+    command.args(["-no-reboot", "-serial", "stdio"]);
+    command.args(["-append", "console=ttyS0 quiet ballast.mark"]);
+    command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.module);
+    command.stdin(Stdio::null());
+    let output = command.output().map_err(Error::file("qemu-system-x86_64"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    mark_seconds(&text)
+        .ok_or_else(|| Error::Crash(format!("Linux did not reach /init on bare QEMU:\n{text}")))
+}
+
+fn linux_figures(figures: &mut Figures) -> Result<(), Error> {
+    let cache = builder::cache::Cache::open(&image::state_folder().join("guest"))?;
+    let direct = Image {
+        kernel: builder::guest::kernel(&cache, &image::progress)?,
+        module: builder::guest::initramfs(&cache, &image::progress)?,
+        disk: None,
+        memory_mib: 128,
+    };
+    drop(cache);
+    let bare = linux_on_qemu(&direct)?;
+    let ours = linux_on_ballast()?;
+    figures.insert("linux_init_bare_seconds".to_owned(), bare);
+    figures.insert("linux_init_seconds".to_owned(), ours);
+    figures.insert("linux_init_ratio".to_owned(), ours / bare);
+    Ok(())
+}
+
+fn number(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
+
+/// Measures everything and prints the table, or one JSON object.
+///
+/// # Errors
+///
+/// [`Error::Wrong`] naming what could not be measured; the rest is printed first.
+pub fn run(json: bool) -> Result<(), Error> {
+    let mut figures = Figures::new();
+    let mut problems = Vec::new();
+    type Part = fn(&mut Figures) -> Result<(), Error>;
+    let parts: [Part; 3] = [kernel_figures, guest_figures, linux_figures];
+    for part in parts {
+        if let Err(error) = part(&mut figures) {
+            problems.push(error.to_string());
+        }
+    }
+    if json {
+        let mut object = serde_json::Map::new();
+        for figure in &FIGURES {
+            let value = figures.get(figure.key).map_or(serde_json::Value::Null, |&value| {
+                if value.fract() == 0.0 { (value as u64).into() } else { value.into() }
+            });
+            object.insert(figure.key.to_owned(), value);
+        }
+        println!("{:#}", serde_json::Value::Object(object));
+    } else {
+        println!("{}", table(&figures));
+        println!(
+            "Executed instructions of guest, kernel and servers together (ratio and KiB aside)."
+        );
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Wrong(format!("not everything could be measured:\n{}", problems.join("\n"))))
+}
+
+fn table(figures: &Figures) -> String {
+    let mut table = Table::new(&["KEY", "OURS", "TARGET", "MET", "PEERS", "WHAT"]);
+    for figure in &FIGURES {
+        let value = figures.get(figure.key).copied();
+        let met = match (value, figure.target) {
+            (Some(value), Some(target)) => {
+                if value <= target {
+                    "yes"
+                } else {
+                    "no"
+                }
+            }
+            _ => "",
+        };
+        table.row(vec![
+            figure.key.to_owned(),
+            value.map_or("not measured".to_owned(), number),
+            figure.target.map_or(String::new(), number),
+            met.to_owned(),
+            figure.peer.to_owned(),
+            figure.what.to_owned(),
+        ]);
+    }
+    table.text()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Figures, collect, mark_seconds, table};
+
+    #[test]
+    fn figures_are_collected_from_lines() {
+        let mut figures = Figures::new();
+        collect("BENCH begin\nBENCH cpuid_exit 650\r\nnoise 3\nBENCH x y\nBENCH end", &mut figures);
+        assert_eq!(figures.len(), 1);
+        assert_eq!(figures.get("cpuid_exit"), Some(&650.0));
+    }
+
+    #[test]
+    fn a_missing_figure_is_not_made_up() {
+        let mut figures = Figures::new();
+        figures.insert("cpuid_exit".to_owned(), 701.0);
+        let text = table(&figures);
+        assert!(text.lines().nth(1).unwrap().contains("701"));
+        assert!(text.lines().nth(1).unwrap().contains("no"));
+        assert!(text.lines().nth(2).unwrap().contains("not measured"));
+    }
+
+    #[test]
+    fn the_mark_has_a_time() {
+        assert_eq!(mark_seconds("x\n[    1.548123] BALLAST-INIT\r\n"), Some(1.548123));
+        assert_eq!(mark_seconds("BALLAST-INIT"), None);
+    }
+}

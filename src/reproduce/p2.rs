@@ -1,0 +1,6 @@
+//! P2: mClock and dmClock on modelled disks.
+
+use super::Paper;
+
+/// The paper.
+pub const PAPER: Paper = Paper { name: "P2", ids: &harness::p2::IDS, run: harness::p2::run };
