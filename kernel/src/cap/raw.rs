@@ -6,7 +6,7 @@ use abi::CapRights;
 
 use crate::mem::PhysAddr;
 
-/// Type number of a capability, bits 63 to 59 of word 0; also what DebugCapIdentify tells.
+/// Type number of a capability, bits 63 to 59 of word 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "each tag is named as its variant of Cap")]
