@@ -694,7 +694,10 @@ impl Root {
                 }
             }
             Action::Signal(client) => {
-                if let Some(server) = self.server_mut(client) {
+                // A shared server must stay in its receive until it is passive; `serving` signals then.
+                if let Some(server) = self.server_mut(client)
+                    && (server.is_passive || matches!(client, Client::Vmm(_)))
+                {
                     server.signal_commands(client);
                 }
             }

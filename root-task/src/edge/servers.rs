@@ -716,6 +716,8 @@ fn finish_io(
         let bit = notify::IRQ << number | notify::SIGNAL;
         let signal = objects.mint(&mut server.arena, server.notification, bit)?;
         handler.irq_handler_set_notification(signal).tried("set an interrupt's notification")?;
+        // A server that died before it acknowledged an interrupt left the line masked.
+        handler.irq_handler_ack().tried("open an interrupt")?;
     }
     let rights = CapRights::read_write();
     for (vaddr, frame) in &devices.registers {
