@@ -5,6 +5,8 @@
 
 pub mod experiment;
 pub mod io;
+pub mod mem;
 pub mod p2;
+pub mod p4;
 pub mod plot;
 pub mod rng;

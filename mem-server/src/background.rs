@@ -252,12 +252,20 @@ impl Server<'_> {
         let Some(record) = &mut self.vms[vm.0 as usize] else { return };
         record.averages.end();
         let (base, size) = (record.base, record.memory.size.0 as u32);
-        // Pages not touched stay unmapped, but are no longer counted when they are.
+        // Pages that were not touched are mapped again, so that a period never causes more faults than it has samples.
         let samples = core::mem::take(&mut record.samples);
+        let memory = record.memory;
         for index in samples {
-            let entry = &mut self.entries[(base + index) as usize];
-            if entry.is_sampled() {
-                *entry = entry.unmapped_plain();
+            let entry = self.entries[(base + index) as usize];
+            if !entry.is_sampled() {
+                continue;
+            }
+            self.entries[(base + index) as usize] = entry.unmapped_plain();
+            let page = Page { vm, index, gfn: memory.gfn_of(index) };
+            let writable = entry.state() == PageState::Private;
+            if mechanism.map(page, self.frame_of(entry), writable).is_ok() {
+                let entry = &mut self.entries[(base + index) as usize];
+                *entry = entry.mapped(writable);
             }
         }
         let resident = self.vm(vm).map_or(0, |record| record.granted());

@@ -268,6 +268,11 @@ impl<'a> Server<'a> {
         self.ledger.free() as u64
     }
 
+    /// Bytes of the sharing table.
+    pub const fn sharing_bytes(&self) -> usize {
+        self.share.bytes()
+    }
+
     /// All frames.
     pub fn total(&self) -> u64 {
         u64::from(self.ledger.total())
