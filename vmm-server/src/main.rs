@@ -86,7 +86,7 @@ fn prepare(
 ) -> Result<u64, Text> {
     vmm.configure(&Config {
         time: TimeBase::new(u64::from(tsc_mhz) * 1_000_000),
-        epoch_seconds: 0,
+        epoch_seconds: start.wall_seconds + machine.tsc_start / (u64::from(tsc_mhz) * 1_000_000),
         seed: start.seed,
         cpuid: Cpuid::new(machine_cpuid),
         balloon: start.config.balloon,

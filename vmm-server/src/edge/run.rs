@@ -20,6 +20,9 @@ const TIMER_OBJECT: cap::Timer = Cap::from_bits(TIMER);
 /// How often counters are published and console output without a line's end is passed on.
 const HOUSEKEEPING: Nanos = Nanos::from_millis(100);
 
+/// A time that does not come.
+const NEVER: u64 = u64::MAX;
+
 /// The running machine.
 pub struct Runner {
     vmm: &'static mut Vmm,
@@ -29,7 +32,7 @@ pub struct Runner {
     frame: Frame,
     /// Guest time the Timer object is armed for.
     armed: Option<u64>,
-    /// Guest time of the next housekeeping.
+    /// Guest time of the next housekeeping; [`NEVER`] once it was done while the guest is halted.
     housekeeping: u64,
     housekeeping_period: u64,
     /// Guest time at which the balloon's driver is asked for statistics.
@@ -128,9 +131,9 @@ impl Runner {
             Some(due) => due.min(own),
             None => own,
         };
-        if self.armed != Some(due) {
+        if self.armed != Some(due) && due != NEVER {
             self.armed = Some(due);
-            let _ = TIMER_OBJECT.timer_arm(due.wrapping_add(self.machine.tsc_start));
+            let _ = TIMER_OBJECT.timer_arm(due.saturating_add(self.machine.tsc_start));
         }
     }
 
@@ -143,7 +146,11 @@ impl Runner {
             let badge = NOTIFICATION.wait();
             self.signalled(badge);
         }
-        let ticks = self.machine.now().wrapping_sub(before);
+        let now = self.machine.now();
+        if self.housekeeping == NEVER {
+            self.housekeeping = now + self.housekeeping_period;
+        }
+        let ticks = now.wrapping_sub(before);
         let halted = self.vmm.time_base().to_ns(ticks);
         self.vmm.count(VmmCounter::HaltedNanos, halted);
     }
@@ -173,7 +180,9 @@ impl Runner {
     #[inline]
     fn housekeep(&mut self, now: u64) {
         if now >= self.housekeeping {
-            self.housekeeping = now + self.housekeeping_period;
+            // A guest that sleeps has nothing new to tell: it is left in peace until it runs again.
+            let is_resting = self.is_paused || self.vmm.is_halted();
+            self.housekeeping = if is_resting { NEVER } else { now + self.housekeeping_period };
             self.publish();
             self.machine.flush_console();
         }
