@@ -93,6 +93,16 @@ fn two_vms_of_one_name_are_refused() {
 }
 
 #[test]
+fn every_shipped_system_is_good() {
+    let folder = Path::new(crate::WORKSPACE).join("images/systems");
+    for name in ["two-linux", "overcommit", "bench", "bench-linux"] {
+        let loaded = Config::load(&folder.join(name).with_extension("toml"));
+        assert!(loaded.is_ok(), "{name}: {loaded:?}");
+    }
+    assert!(super::load_vm(&folder.join("extra-vm.toml")).is_ok());
+}
+
+#[test]
 fn what_is_no_toml_is_refused() {
     let text = complaint("[host\n");
     assert!(text.contains("test.toml:1:"), "{text}");

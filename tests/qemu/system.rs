@@ -4,7 +4,7 @@ use ballast::config::Config;
 use ballast::image::{self, Disk};
 use ballast::machine::{EXIT_GOOD, Machine, Options, Writes, exit_status};
 use ballast::report::Stats;
-use ballast::session::{Ask, Session, run_folder};
+use ballast::session::{Ask, Line, Session, run_folder};
 use protocol::link::{Event, Request, ServerId, Setting, VmState};
 use protocol::units::{Pages, VmId};
 use std::path::Path;
@@ -222,6 +222,25 @@ fn life<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2: 
         wait_state(session, WEB2, VmState::Stopped)?;
         ask(Request::VmStart(WEB2))?;
         web2.log_in()
+    });
+    runner.case("system: a VM is created, boots and is removed", || {
+        let path = Path::new(ballast::WORKSPACE).join("images/systems/extra-vm.toml");
+        let described = ballast::config::load_vm(&path).map_err(text)?;
+        let lines = ask(Request::VmCreate(described))?;
+        let created = lines.iter().find_map(|line| match line {
+            Line::Vm { vm, .. } => Some(*vm),
+            _ => None,
+        });
+        let extra = created.ok_or("no id came back")?;
+        ask(Request::VmStart(extra))?;
+        let mut shell = Shell::new(session, extra);
+        shell.wait("shell in the initramfs", HANG, |text| text.contains("/ #").then_some(()))?;
+        same("answer", shell.expect("expr 6 \\* 7")?.contains("42"), true)?;
+        ask(Request::VmStop(extra))?;
+        wait_state(session, extra, VmState::Stopped)?;
+        ask(Request::VmRemove(extra))?;
+        let states = ballast::cli::states(session).map_err(text)?;
+        same("listed", states.iter().any(|(id, ..)| *id == extra), false)
     });
     runner.case("system: a refused request names its reason", || {
         match session.ask(Request::VmStart(WEB1)) {
