@@ -20,13 +20,11 @@ pub fn insert(ends: Ends, tcb: Ref<Tcb>) -> Ends {
     }
     tcb.ep_prev.set(before);
     tcb.ep_next.set(behind);
-    match before {
-        Some(before) => before.ep_next.set(Some(tcb)),
-        None => {}
+    if let Some(before) = before {
+        before.ep_next.set(Some(tcb));
     }
-    match behind {
-        Some(behind) => behind.ep_prev.set(Some(tcb)),
-        None => {}
+    if let Some(behind) = behind {
+        behind.ep_prev.set(Some(tcb));
     }
     (
         if before.is_none() { Some(tcb) } else { ends.0 },

@@ -167,7 +167,7 @@ pub fn zero(addr: PhysAddr, bytes: u64) {
         return;
     }
     #[cfg(not(target_os = "none"))]
-    let pointer = host::resolve(addr.0, bytes, 8) as *mut u8;
+    let pointer = host::resolve(addr.0, bytes, 8);
     #[cfg(target_os = "none")]
     let pointer: *mut u8 =
         core::ptr::with_exposed_provenance_mut(addr.0.wrapping_add(WINDOW_BASE) as usize);

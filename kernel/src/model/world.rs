@@ -266,6 +266,7 @@ impl World {
     ///
     /// # Panics
     /// If nobody runs, or preemption never ends.
+    #[expect(clippy::panic, reason = "host tests only")]
     pub fn call(&mut self, cap: u64, label: u64, words: &[u64], caps: &[u64]) -> Answer {
         let Some(tcb) = self.current(0) else { panic!("nobody runs on core 0") };
         Self::write_message(tcb, label, words, caps);
@@ -387,6 +388,12 @@ impl World {
         self.kernel.resume_context(Some(sc));
         self.kernel.start_core(0);
         self.settle();
+    }
+
+    /// Has a thread that is current on core 0 wait on the notification in the first free slot, or stop if there is none.
+    pub fn make_wait(&mut self, tcb: Ref<Tcb>) {
+        assert_eq!(self.current(0), Some(tcb));
+        self.syscall(Syscall::Wait, FREE, 0, &[]);
     }
 
     /// Text on the console so far.

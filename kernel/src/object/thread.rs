@@ -375,7 +375,7 @@ fn buffer_arg(args: &Args, position: usize, address: u64) -> Result<Option<Insta
             if frame.is_device {
                 return Err(Failure::IllegalOperation);
             }
-            if address % abi::message::IPC_BUFFER_BYTES != 0 {
+            if !address.is_multiple_of(abi::message::IPC_BUFFER_BYTES) {
                 return Err(Failure::Alignment);
             }
             Ok(Some(Install { cap: Cap::Frame(frame), source }))

@@ -152,7 +152,7 @@ impl<H: Hw> Kernel<H> {
 
     #[inline(always)]
     pub(crate) fn asid_entry(&self, asid: u16) -> u64 {
-        match self.asid_pools[usize::from(asid) / ASID_POOL_ENTRIES & (ASID_POOLS - 1)] {
+        match self.asid_pools[(usize::from(asid) / ASID_POOL_ENTRIES) & (ASID_POOLS - 1)] {
             Some(pool) => pool.roots[usize::from(asid) % ASID_POOL_ENTRIES].get(),
             None => 0,
         }

@@ -65,8 +65,8 @@ impl<H: Hw> Kernel<H> {
             Syscall::DebugPutChar => self.hw.put_char(argument as u8),
             Syscall::DebugHalt => self.hw.halt(),
             Syscall::DebugCapIdentify => {
-                let tag = cspace::lookup(tcb, argument)
-                    .map_or(0, |slot| identity(slot.cap.get().tag()));
+                let tag =
+                    cspace::lookup(tcb, argument).map_or(0, |slot| identity(slot.cap.get().tag()));
                 tcb.set_reg(register::CAPABILITY, tag);
             }
             Syscall::DebugNameThread => self.name_thread(tcb, argument),
