@@ -172,6 +172,8 @@ pub struct VmmStart {
     pub starts: u32,
     /// Seed for whatever the guest is given as random.
     pub seed: u64,
+    /// Unix time when the machine's TSC was zero, in seconds.
+    pub wall_seconds: u64,
 }
 
 /// Which server this is, with what it needs to know.

@@ -34,7 +34,7 @@ use edge::objects::{Fail, Objects, Tried, here};
 use edge::serial::{ROOM_FOR_ANSWERS, Serial};
 use edge::servers::{self, Core, DiskDevices, Ring, Server, index};
 use edge::window::{self, ViewPage};
-use edge::{host, pci, serial};
+use edge::{cmos, host, pci, serial};
 
 runtime::root_task!(main, 1 << 20);
 
@@ -249,6 +249,7 @@ impl Root {
         let mut core = Core::new(&mut objects, boot, system.machine_memory)?;
         let (serial, serial_irq, timer, exit_port, reply) =
             Self::own_devices(&mut objects, &mut core)?;
+        core.wall_seconds = Self::wall_seconds(&mut objects, &mut core)?;
         let devices = find_disks(boot, &mut objects, &mut core, &system)?;
         let keep = system.kernel_memory.bytes();
         let mem_blocks: Vec<Block, { startup::UNTYPEDS_MAX }> =
@@ -324,6 +325,13 @@ impl Root {
         let serial = Serial::new(com2).tried("set up the serial line")?;
         irq.irq_handler_ack().tried("open the serial line's interrupt")?;
         Ok((serial, irq, timer, exit_port, reply))
+    }
+
+    /// Unix time when the TSC was zero; 1970 if the machine has no clock.
+    fn wall_seconds(objects: &mut Objects, core: &mut Core) -> Result<u64, Fail> {
+        let ports = ports(objects, &mut core.arena, cmos::FIRST_PORT, cmos::LAST_PORT)?;
+        let now = cmos::Clock(ports).unix_seconds().tried("read the clock")?;
+        Ok(now.saturating_sub(runtime::clock::now().0 / 1_000_000_000))
     }
 
     fn make_io(&mut self) -> Result<(), Fail> {

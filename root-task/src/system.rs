@@ -131,6 +131,8 @@ struct Entry {
     phase: Phase,
     after: After,
     has_crashed: bool,
+    /// What the host knows while the VM is taken apart: not stopped before everything is free again.
+    state_before_end: VmState,
     /// The request that waits for this VM.
     waiter: Option<u32>,
     /// What that request is refused with if the VM goes down meanwhile.
@@ -269,9 +271,8 @@ impl Supervisor {
             Phase::Stopped if entry.has_crashed => VmState::Crashed,
             Phase::Stopped => VmState::Stopped,
             Phase::Admitting | Phase::Attaching | Phase::Loading => VmState::Starting,
-            Phase::Running | Phase::Pausing | Phase::Detaching | Phase::Releasing => {
-                VmState::Running
-            }
+            Phase::Running | Phase::Pausing => VmState::Running,
+            Phase::Detaching | Phase::Releasing => entry.state_before_end,
             Phase::Paused | Phase::Resuming => VmState::Paused,
         })
     }
@@ -403,7 +404,9 @@ impl Supervisor {
         refusal: Refusal,
         actions: &mut Actions,
     ) {
-        if let Some(entry) = self.entry_mut(vm) {
+        if let Some(entry) = self.entry_mut(vm)
+            && !matches!(entry.phase, Phase::Detaching | Phase::Releasing)
+        {
             entry.refusal = Some(refusal);
         }
         self.end(vm, reason, After::Stay, actions);
@@ -456,6 +459,7 @@ impl Supervisor {
     // ---- ending -------------------------------------------------------------------------------------------------
 
     fn end(&mut self, vm: VmId, reason: StopReason, after: After, actions: &mut Actions) {
+        let state = self.state(vm).unwrap_or_default();
         let Some(entry) = self.entry_mut(vm) else { return };
         match entry.phase {
             Phase::Stopped => return,
@@ -469,6 +473,7 @@ impl Supervisor {
             _ => {}
         }
         entry.after = after;
+        entry.state_before_end = state;
         let was_loading =
             matches!(entry.phase, Phase::Admitting | Phase::Attaching | Phase::Loading);
         entry.commands.clear();
@@ -1056,6 +1061,7 @@ impl Entry {
             phase: Phase::Stopped,
             after: After::Stay,
             has_crashed: false,
+            state_before_end: VmState::Stopped,
             waiter: None,
             refusal: None,
             is_admitted: false,

@@ -61,7 +61,8 @@ impl Clock {
 
 /// Days from 1 January 1970 to a date of the Gregorian calendar, counting in years that begin on 1 March.
 const fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year.saturating_sub(1), month + 9) };
+    let (year, month) =
+        if month > 2 { (year, month - 3) } else { (year.saturating_sub(1), month + 9) };
     let days = 365 * year + year / 4 - year / 100 + year / 400;
     (days + (153 * month + 2) / 5 + day).saturating_sub(719_469)
 }

@@ -138,6 +138,18 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
     term(serial, id, ServerId::Mem, None, "memory.total", total, Unit::Pages);
     let metadata = get(MemCounter::MetadataPages);
     term(serial, id, ServerId::Mem, None, "memory.metadata", metadata, Unit::Pages);
+    for (name, counter, unit) in [
+        ("memory.shared", MemCounter::SharedPages, Unit::Pages),
+        ("memory.common", MemCounter::CommonPages, Unit::Pages),
+        ("sharing.scanned", MemCounter::Scanned, Unit::Count),
+        ("sharing.merged", MemCounter::Merged, Unit::Count),
+        ("sharing.scan_ticks", MemCounter::ScanTicks, Unit::Count),
+        ("sharing.merge_ticks", MemCounter::MergeTicks, Unit::Count),
+        ("sharing.breaks", MemCounter::Breaks, Unit::Count),
+        ("sharing.break_ticks", MemCounter::BreakTicks, Unit::Count),
+    ] {
+        term(serial, id, ServerId::Mem, None, name, get(counter), unit);
+    }
 }
 
 /// One named number.

@@ -1,6 +1,7 @@
 //! The edge: carries out what the library decides, by kernel calls. Only in the image.
 
 pub mod archive;
+pub mod cmos;
 pub mod host;
 pub mod objects;
 pub mod pci;

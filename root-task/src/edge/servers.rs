@@ -75,6 +75,8 @@ pub struct Core {
     pub sched_control: sel4::SlotRegion,
     /// Ticks of the TSC per microsecond.
     pub tsc_mhz: u32,
+    /// Unix time when the TSC was zero, in seconds.
+    pub wall_seconds: u64,
     /// Memory of the machine.
     pub machine_memory: Pages,
 }
@@ -192,6 +194,7 @@ impl Core {
             contexts: [None; MAX_VMS + 2],
             sched_control: boot.sched_control(),
             tsc_mhz: runtime::clock::tsc_mhz(),
+            wall_seconds: 0,
             machine_memory,
         })
     }
@@ -773,6 +776,7 @@ pub fn make_vmm(
     let regions = modules.clone();
     let mem_ep = core.mem_ep;
     let seed = runtime::clock::tsc();
+    let wall_seconds = core.wall_seconds;
     let mut server = Server::new(objects, core, blobs, &spec, |objects, server| {
         let space = server.cspace;
         let badge = slots::mem_badge(vm);
@@ -795,6 +799,7 @@ pub fn make_vmm(
             modules,
             starts,
             seed,
+            wall_seconds,
         }))
     })?;
     let finished = server

@@ -338,3 +338,28 @@ fn vms_are_created_set_and_removed() {
     assert_eq!(world.host(8, Request::VmRemove(VmId(2))), Ok(()));
     assert_eq!(world.host(9, Request::VmStart(VmId(2))), Err(Refusal::Unknown));
 }
+
+#[test]
+fn a_vm_stopped_while_it_is_admitted_ends_well() {
+    let mut world = booted();
+    assert_eq!(world.host(1, Request::VmStop(A)), Ok(()));
+    world.outputs.clear();
+    // Start and stop before the mem-server has heard of either.
+    let (mut started, mut stopped) = (Actions::new(), Actions::new());
+    world.supervisor.host(2, Request::VmStart(A), &All, &mut started);
+    assert!(started.contains(&Action::Spawn(A)));
+    world.supervisor.host(3, Request::VmStop(A), &All, &mut stopped);
+    assert_eq!(world.supervisor.state(A), Some(VmState::Starting));
+    world.mem_refuses = true; // it finds no capabilities of a VM that is gone
+    world.alive[0] = true;
+    let is_signal = |action: &Action| *action == Action::Signal(Client::Mem);
+    let all: Vec<Action, 32> = started.into_iter().chain(stopped).collect();
+    let count = all.iter().filter(|action| is_signal(action)).count();
+    for action in all.into_iter().filter(|action| !matches!(action, Action::Spawn(_))) {
+        world.run(|_, actions| actions.push(action).unwrap());
+    }
+    assert_eq!(count, 1);
+    assert_eq!(world.supervisor.state(A), Some(VmState::Stopped));
+    assert!(world.outputs.contains(&Output::Done { id: 3, outcome: Ok(()) }));
+    assert!(!world.has_event(Event::VmState { vm: A, state: VmState::Running }));
+}
