@@ -120,6 +120,11 @@ impl<H: Hw> Kernel<H> {
                 let known = abi::object::TCB_FLAG_FPU_DISABLED;
                 let flags = (u64::from(tcb.flags.get()) & !args.word(0) | args.word(1)) & known;
                 tcb.flags.set(flags as u8);
+                if self.current() == Some(tcb) {
+                    // The registers open or close for it right now, not at its next turn.
+                    let core = self.core;
+                    self.hw.switch_thread(core, Some(tcb), Some(tcb));
+                }
                 args.answer(0, flags);
                 Ok(1)
             }

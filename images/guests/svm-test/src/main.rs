@@ -549,6 +549,17 @@ fn test_private_state(first: &mut Vm, second: &mut Vm) {
             expect("DR0 can be read", vm.read(field::DR0), value);
         }
     }
+    // A thread that uses the registers itself keeps its own.
+    ok("FPU for this thread", call(slot::TCB, Label::TCBSetFlags, &[], &[1, 0]));
+    for (vm, value) in [(&mut *first, 0x1111_2222), (&mut *second, 0x3333_4444)] {
+        bind(vm);
+        vm.rip += 1;
+        sys::set_xmm7(0x5555_6666);
+        check("private guest of an FPU thread", vm.enter() == Return::Exit(exit::HLT));
+        expect("the thread's XMM7", sys::xmm7(), 0x5555_6666);
+        expect("the guest's XMM7", mr(word::GPR), value);
+    }
+    ok("no FPU for this thread", call(slot::TCB, Label::TCBSetFlags, &[], &[0, 1]));
     bind(first);
 }
 

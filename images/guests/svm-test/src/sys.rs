@@ -116,6 +116,20 @@ pub fn halt() -> ! {
     }
 }
 
+/// Sets XMM7; the compiler uses none of these registers here.
+pub fn set_xmm7(value: u64) {
+    // SAFETY: a register nothing else in this program uses.
+    unsafe { asm!("movq xmm7, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Reads XMM7.
+pub fn xmm7() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("movq {}, xmm7", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// Reads the time-stamp counter.
 pub fn tsc() -> u64 {
     // SAFETY: user mode may read it.

@@ -14,7 +14,15 @@ pub struct AsidPool {
     limit: u32,
     next: u32,
     generation: u64,
+    /// Debug builds: the epoch each ASID has run under since the last flush, 0 = none. Two of them under one ASID would mean
+    /// that a guest can use translations that are not its own, or no longer.
+    #[cfg(debug_assertions)]
+    epochs: [u64; CHECKED],
 }
+
+/// ASIDs that debug builds watch; TCG has 16.
+#[cfg(debug_assertions)]
+const CHECKED: usize = 64;
 
 /// What a virtual CPU remembers of its last entry. Epochs are never used twice, so an epoch also names the nested root.
 #[derive(Debug, Default)]
@@ -35,7 +43,13 @@ impl AsidPool {
     #[must_use]
     pub const fn new(limit: u32) -> Self {
         // The first assignment opens generation 2 and flushes what firmware may have left; generation 0 is no core's.
-        Self { limit, next: limit, generation: 1 }
+        Self {
+            limit,
+            next: limit,
+            generation: 1,
+            #[cfg(debug_assertions)]
+            epochs: [0; CHECKED],
+        }
     }
 
     /// Tells whether the core has no ASIDs.
@@ -48,9 +62,14 @@ impl AsidPool {
     #[inline(always)]
     #[must_use]
     pub fn is_current(&self, tag: &AsidTag, core: u32, epoch: u64) -> bool {
-        tag.epoch.get() == epoch
+        let is_current = tag.epoch.get() == epoch
             && tag.generation.get() == self.generation
-            && tag.core.get() == core
+            && tag.core.get() == core;
+        #[cfg(debug_assertions)]
+        if is_current && let Some(known) = self.epochs.get(tag.asid.get() as usize) {
+            assert_eq!(*known, epoch, "ASID {} holds another epoch's translations", tag.asid.get());
+        }
+        is_current
     }
 
     /// Gives `tag` a new ASID; returns the TLB control value its first VMRUN needs, `None` if the core has no ASIDs.
@@ -63,6 +82,13 @@ impl AsidPool {
             self.generation += 1;
             self.next = 1;
             control = tlb_control::FLUSH_ALL;
+            #[cfg(debug_assertions)]
+            self.epochs.fill(0);
+        }
+        #[cfg(debug_assertions)]
+        if let Some(known) = self.epochs.get_mut(self.next as usize) {
+            assert_eq!(*known, 0, "ASID {} is given out twice without a flush", self.next);
+            *known = epoch;
         }
         tag.generation.set(self.generation);
         tag.epoch.set(epoch);

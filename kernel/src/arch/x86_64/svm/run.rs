@@ -103,7 +103,7 @@ use x86::msr::{rdmsr, wrmsr};
 use super::super::percpu;
 use crate::limits::MAX_CORES;
 use crate::mem::{PhysAddr, Ref};
-use crate::object::tcb::Tcb;
+use crate::object::tcb::{OFFSET_FPU, Tcb};
 use crate::object::vcpu::Vcpu;
 
 unsafe extern "C" {
@@ -263,6 +263,10 @@ pub fn enter(core: usize, tcb: Ref<Tcb>) -> bool {
     }
     if vcpu.debug_live.get() {
         save_debug(vcpu);
+    }
+    if u64::from(tcb.flags.get()) & abi::object::TCB_FLAG_FPU_DISABLED == 0 {
+        // A thread that uses these registers itself finds its own in them: slow, but as told.
+        fpu.load(tcb.addr().0 + OFFSET_FPU as u64);
     }
     vcpu.settle();
     vcpu.vmcb.exitcode.get() == abi::vcpu::exit::INTR
