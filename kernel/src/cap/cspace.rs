@@ -54,6 +54,14 @@ fn resolve(root: RawCap, pointer: u64, bits: u64) -> Result<(Ref<Slot>, u64), Lo
 /// Where the way ended.
 #[inline]
 pub fn lookup(tcb: Ref<Tcb>, pointer: u64) -> Result<Ref<Slot>, LookupFailure> {
+    match flat(tcb).find_slot(pointer) {
+        Some(slot) => Ok(slot),
+        None => lookup_by_levels(tcb, pointer),
+    }
+}
+
+#[inline(never)]
+fn lookup_by_levels(tcb: Ref<Tcb>, pointer: u64) -> Result<Ref<Slot>, LookupFailure> {
     resolve(tcb.slot(tcb_slot::CTABLE).cap.get(), pointer, 64).map(|(slot, _)| slot)
 }
 
@@ -90,19 +98,28 @@ impl Flat {
     #[inline(always)]
     #[must_use]
     pub fn find(self, pointer: u64) -> Option<RawCap> {
-        let Some(table) = self.table else { return self.find_elsewhere(pointer) };
+        if self.table.is_none() {
+            return self.find_elsewhere(pointer);
+        }
+        Some(self.find_slot(pointer)?.cap.get())
+    }
+
+    /// Finds the slot behind a pointer; nothing where the space has another shape.
+    #[inline(always)]
+    fn find_slot(self, pointer: u64) -> Option<Ref<Slot>> {
+        let table = self.table?;
         // The type is in multiples of 64, which shifts do not look at.
         if pointer.wrapping_shr(self.radix) != self.guard {
             return None;
         }
         let position = pointer ^ self.guard.wrapping_shl(self.radix);
-        Some(table.add(position).cap.get())
+        Some(table.add(position))
     }
 
     #[cold]
     #[inline(never)]
     fn find_elsewhere(self, pointer: u64) -> Option<RawCap> {
-        lookup(self.tcb, pointer).ok().map(|slot| slot.cap.get())
+        lookup_by_levels(self.tcb, pointer).ok().map(|slot| slot.cap.get())
     }
 }
 

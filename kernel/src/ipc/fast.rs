@@ -49,9 +49,11 @@ fn buffers(from: Ref<Tcb>, to: Ref<Tcb>, info: u64) -> Option<Buffers> {
 
 #[inline(always)]
 fn copy(from: Ref<Tcb>, to: Ref<Tcb>, info: u64, buffers: Buffers) {
-    // All four registers are copied whatever the length: it is cheaper than to look, and they are the sender's to give.
-    for register in register::MESSAGE {
-        to.set_reg(register, from.reg(register));
+    if info & LENGTH != 0 {
+        // All four registers are copied whatever the length: it is cheaper than to look, and they are the sender's to give.
+        for register in register::MESSAGE {
+            to.set_reg(register, from.reg(register));
+        }
     }
     if let Some((from, to)) = buffers {
         let length = MessageInfo(info).length() as usize;
@@ -77,13 +79,7 @@ impl<H: Hw> Kernel<H> {
     }
 
     #[inline(always)]
-    fn fast_switch(
-        &mut self,
-        core: usize,
-        from: Ref<Tcb>,
-        to: Ref<Tcb>,
-        root: PhysAddr,
-    ) -> Resume {
+    fn fast_switch(&mut self, core: usize, from: Ref<Tcb>, to: Ref<Tcb>, root: PhysAddr) -> Resume {
         self.hw.switch_thread(core, Some(from), Some(to));
         let this = &mut self.cores[core & (MAX_CORES - 1)];
         this.current = Some(to);
@@ -117,7 +113,8 @@ impl<H: Hw> Kernel<H> {
             return None;
         }
         let priority = server.priority.get();
-        if priority < tcb.priority.get() && !self.cores[core & (MAX_CORES - 1)].is_highest(priority) {
+        if priority < tcb.priority.get() && !self.cores[core & (MAX_CORES - 1)].is_highest(priority)
+        {
             return None;
         }
         let root = self.space_of(server)?;
@@ -193,7 +190,8 @@ impl<H: Hw> Kernel<H> {
         }
         // Nothing ready is above the current thread, or it would not run.
         let priority = caller.priority.get();
-        if priority < tcb.priority.get() && !self.cores[core & (MAX_CORES - 1)].is_highest(priority) {
+        if priority < tcb.priority.get() && !self.cores[core & (MAX_CORES - 1)].is_highest(priority)
+        {
             return None;
         }
         let root = self.space_of(caller)?;

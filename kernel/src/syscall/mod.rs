@@ -10,7 +10,9 @@ use abi::{CapRights, LookupFailure, MessageInfo, Syscall};
 use crate::cap::cspace;
 use crate::cap::raw::{Cap, Tag};
 use crate::hw::Hw;
-use crate::limits::{FIRST_USER_CPU_VECTOR, FIRST_USER_IRQ, RESCHEDULE_VECTOR, TIMER_VECTOR};
+use crate::limits::{
+    FIRST_USER_CPU_VECTOR, FIRST_USER_IRQ, MAX_CORES, RESCHEDULE_VECTOR, TIMER_VECTOR,
+};
 use crate::mem::Ref;
 use crate::object::reply::Reply;
 use crate::object::tcb::{PendingFault, Tcb, ThreadState};
@@ -114,30 +116,39 @@ impl<H: Hw> Kernel<H> {
     /// The system call Call, where the entry code has looked at the number.
     #[inline(always)]
     pub fn handle_call(&mut self, core: usize) -> Resume {
-        let Some(tcb) = self.enter(core) else { return self.leave() };
-        if self.this().stalled {
-            return self.leave_stalled();
+        let this = &self.cores[core & (MAX_CORES - 1)];
+        if let Some(tcb) = this.current
+            && !this.stalled
+            && let Some(resume) = self.fast_call(core, tcb)
+        {
+            return resume;
         }
-        match self.fast_call(core, tcb) {
-            Some(resume) => resume,
-            None => self.slow_syscall(tcb, Syscall::Call as i64),
-        }
+        self.handle_slow(core, Syscall::Call)
     }
 
     /// The system call ReplyRecv, where the entry code has looked at the number.
     #[inline(always)]
     pub fn handle_reply_recv(&mut self, core: usize) -> Resume {
+        let this = &self.cores[core & (MAX_CORES - 1)];
+        if let Some(tcb) = this.current
+            && !this.stalled
+            && let Some(resume) = self.fast_reply_recv(core, tcb)
+        {
+            return resume;
+        }
+        self.handle_slow(core, Syscall::ReplyRecv)
+    }
+
+    #[inline(never)]
+    fn handle_slow(&mut self, core: usize, call: Syscall) -> Resume {
         let Some(tcb) = self.enter(core) else { return self.leave() };
         if self.this().stalled {
             return self.leave_stalled();
         }
-        match self.fast_reply_recv(core, tcb) {
-            Some(resume) => resume,
-            None => self.slow_syscall(tcb, Syscall::ReplyRecv as i64),
-        }
+        self.slow_syscall(tcb, call as i64)
     }
 
-    #[inline(never)]
+    #[inline]
     fn slow_syscall(&mut self, tcb: Ref<Tcb>, number: i64) -> Resume {
         tcb.fault_ip.set(tcb.reg(abi::context::index::RIP).wrapping_sub(SYSCALL_BYTES));
         self.update_time();

@@ -24,21 +24,23 @@ pub struct State {
     mask: Cell<u64>,
     /// CR0 without TS.
     cr0: Cell<u64>,
-    /// CR0.TS is set.
-    blocked: Cell<bool>,
+    /// 0: CR0.TS is set and both segment bases are 0, so that switching between threads that use neither needs nothing.
+    live: Cell<u64>,
 }
+
+/// Byte offset of `State::live`: 0 there means quiet.
+pub const OFFSET_LIVE: usize = core::mem::offset_of!(State, live);
+
+/// Bits of `State::live`.
+const LIVE_FPU: u64 = 1;
+const LIVE_BASES: u64 = 2;
 
 impl State {
     /// The state before [`init`](Self::init).
     #[must_use]
     #[expect(clippy::new_without_default, reason = "a constant for statics")]
     pub const fn new() -> Self {
-        Self {
-            owner: AtomicU64::new(0),
-            mask: Cell::new(0),
-            cr0: Cell::new(0),
-            blocked: Cell::new(false),
-        }
+        Self { owner: AtomicU64::new(0), mask: Cell::new(0), cr0: Cell::new(0), live: Cell::new(0) }
     }
 
     /// Takes over the registers of this core; `mask` = components in XCR0, 0 without XSAVE.
@@ -46,8 +48,21 @@ impl State {
         self.mask.set(mask);
         self.cr0.set(cr0 & !CR0_TS);
         self.owner.store(0, Ordering::Release);
-        self.blocked.set(false);
+        self.live.set(LIVE_FPU);
         self.block();
+    }
+
+    /// Tells whether a segment base other than 0 is loaded.
+    #[inline]
+    #[must_use]
+    pub fn has_bases(&self) -> bool {
+        self.live.get() & LIVE_BASES != 0
+    }
+
+    /// Notes whether a segment base other than 0 is loaded.
+    pub fn note_bases(&self, any: bool) {
+        let fpu = self.live.get() & LIVE_FPU;
+        self.live.set(if any { fpu | LIVE_BASES } else { fpu });
     }
 
     /// Area the registers belong to.
@@ -69,8 +84,8 @@ impl State {
     /// Makes any use of the registers an exception; their contents stay.
     #[inline(always)]
     pub fn block(&self) {
-        if !self.blocked.get() {
-            self.blocked.set(true);
+        if self.live.get() & LIVE_FPU != 0 {
+            self.live.set(self.live.get() & !LIVE_FPU);
             // SAFETY: setting TS has no effect on the kernel, which uses no such registers.
             unsafe {
                 core::arch::asm!("mov cr0, {}", in(reg) self.cr0.get() | CR0_TS, options(nostack, preserves_flags));
@@ -80,8 +95,8 @@ impl State {
 
     #[inline(always)]
     fn unblock(&self) {
-        if self.blocked.get() {
-            self.blocked.set(false);
+        if self.live.get() & LIVE_FPU == 0 {
+            self.live.set(self.live.get() | LIVE_FPU);
             // SAFETY: clearing TS is what makes the XSAVE instructions usable.
             unsafe { core::arch::asm!("clts", options(nostack, preserves_flags)) };
         }
@@ -90,7 +105,7 @@ impl State {
     /// Writes the registers back to their owner and makes them nobody's, if `area` is the owner.
     pub fn release(&self, area: u64) {
         if self.owner() == area && area != 0 {
-            let blocked = self.blocked.get();
+            let blocked = self.live.get() & LIVE_FPU == 0;
             self.unblock();
             self.save(area);
             self.owner.store(0, Ordering::Release);

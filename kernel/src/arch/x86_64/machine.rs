@@ -219,24 +219,36 @@ impl Machine {
 }
 
 /// Loads a thread's segment bases.
-#[inline(always)]
+#[inline]
 fn load_bases(this: &percpu::PerCpu, tcb: Ref<Tcb>) {
-    // A thread can only make its own bases 0 (by loading a selector), so 0 over 0 needs no write, anything else does.
-    if tcb.reg(index::FS_BASE) | tcb.reg(index::GS_BASE) | this.bases.get() != 0 {
-        write_bases(this, tcb);
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn write_bases(this: &percpu::PerCpu, tcb: Ref<Tcb>) {
     let (fs, gs) = (tcb.reg(index::FS_BASE), tcb.reg(index::GS_BASE));
+    // A thread can only make its own bases 0 (by loading a selector), so 0 over 0 needs no write, anything else does.
+    if fs | gs == 0 && !this.fpu.has_bases() {
+        return;
+    }
     // SAFETY: user bases, canonical by `Tcb::sanitise`; in the kernel, the user's GS base waits in the other MSR.
     unsafe {
         wrmsr(IA32_FS_BASE, fs);
         wrmsr(IA32_KERNEL_GSBASE, gs);
     }
-    this.bases.set(fs | gs);
+    this.fpu.note_bases(fs | gs != 0);
+}
+
+/// Switches FPU and segment bases to those of a thread.
+#[inline(never)]
+fn load_thread(to: Ref<Tcb>) {
+    let this = percpu::this();
+    if has_fpu(to) {
+        this.fpu.load(to.addr().0 + OFFSET_FPU as u64);
+    } else {
+        this.fpu.block();
+    }
+    load_bases(this, to);
+}
+
+#[inline(always)]
+fn has_fpu(tcb: Ref<Tcb>) -> bool {
+    u64::from(tcb.flags.get()) & abi::object::TCB_FLAG_FPU_DISABLED == 0
 }
 
 /// Writes FPU registers that any core still holds for `area` back to it.
@@ -327,13 +339,10 @@ impl Hw for Machine {
     #[inline(always)]
     fn switch_thread(&mut self, _core: usize, _from: Option<Ref<Tcb>>, to: Option<Ref<Tcb>>) {
         let Some(to) = to else { return };
-        let this = percpu::this();
-        if u64::from(to.flags.get()) & abi::object::TCB_FLAG_FPU_DISABLED != 0 {
-            this.fpu.block();
-        } else {
-            this.fpu.load(to.addr().0 + OFFSET_FPU as u64);
+        let bases = to.reg(index::FS_BASE) | to.reg(index::GS_BASE);
+        if bases | percpu::live() != 0 || has_fpu(to) {
+            load_thread(to);
         }
-        load_bases(this, to);
     }
 
     #[inline]

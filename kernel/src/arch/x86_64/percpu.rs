@@ -93,8 +93,6 @@ pub struct PerCpu {
     pub root: AtomicU64,
     /// Set once the core runs on its own stack and tables.
     pub online: AtomicU32,
-    /// FS base and user GS base last written for a thread, combined by OR: 0 = both are 0.
-    pub bases: Cell<u64>,
     /// FPU bookkeeping: see `super::fpu`.
     pub fpu: super::fpu::State,
     gdt: UnsafeCell<[u64; 7]>,
@@ -125,7 +123,6 @@ static BLOCKS: [PerCpu; MAX_CORES] = [const {
         order: AtomicU64::new(0),
         root: AtomicU64::new(0),
         online: AtomicU32::new(0),
-        bases: Cell::new(0),
         fpu: super::fpu::State::new(),
         gdt: UnsafeCell::new([0; 7]),
         tss: UnsafeCell::new(Tss {
@@ -172,6 +169,20 @@ pub fn index() -> usize {
             options(nostack, pure, readonly, preserves_flags));
     }
     index
+}
+
+/// 0 if switching between threads without FPU state and segment bases needs nothing; one load.
+#[inline(always)]
+#[must_use]
+pub fn live() -> u64 {
+    let live: u64;
+    // SAFETY: GS points to this core's block.
+    unsafe {
+        core::arch::asm!("mov {}, gs:[{}]", out(reg) live,
+            const offset_of!(PerCpu, fpu) + super::fpu::OFFSET_LIVE,
+            options(nostack, readonly, preserves_flags));
+    }
+    live
 }
 
 /// Notes where traps of the thread about to run save its registers; one store.
