@@ -366,9 +366,14 @@ impl Server<'_> {
             idle = 0;
             self.background.scan_tokens.take();
             let zero_before = self.zero_pages();
+            let start = mechanism.ticks();
             let scanned = self.scan_page(vm, index, mechanism);
+            let ticks = mechanism.ticks().wrapping_sub(start);
             self.counters.scanned += 1;
             let merged = scanned == Scanned::Merged;
+            let counter =
+                if merged { &mut self.counters.merge_ticks } else { &mut self.counters.scan_ticks };
+            *counter += ticks;
             if merged && self.zero_pages() > zero_before {
                 self.counters.merged_zero += 1;
             } else if merged {

@@ -93,6 +93,11 @@ pub trait Mechanism {
     /// Tells the vmm-server of a VM to ask what is new.
     fn signal_vmm(&mut self, vm: VmId);
 
+    /// A clock to account work with, in ticks of the machine's choice; decisions do not depend on it.
+    fn ticks(&mut self) -> u64 {
+        0
+    }
+
     /// Starts writing a frame to a slot of the swap area; the end is told by [`crate::server::Server::swap_done`]. False
     /// if the queue is full or there is no swap area.
     fn swap_write(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {

@@ -701,6 +701,10 @@ impl Kernel for ModelKernel {
 
     fn signal_vmm(&mut self, _vm: VmId) {}
 
+    fn ticks(&mut self) -> u64 {
+        0
+    }
+
     fn harvest(&mut self, _: Slot, _: u64, _: u32, _: &mut [u64; 32]) -> bool {
         false
     }

@@ -224,6 +224,14 @@ pub struct Counters {
     pub swap_errors: u64,
     /// Rebalances.
     pub rebalances: u64,
+    /// Ticks spent on scanned pages that were not merged.
+    pub scan_ticks: u64,
+    /// Ticks spent on those that were.
+    pub merge_ticks: u64,
+    /// Writes to shared pages that got a copy or their frame back.
+    pub breaks: u64,
+    /// Ticks spent on them.
+    pub break_ticks: u64,
 }
 
 impl<'a> Server<'a> {
@@ -666,7 +674,13 @@ impl<'a> Server<'a> {
                     Err(refusal) => Fault::Refused(refusal),
                 }
             }
-            PageState::Zero | PageState::Shared if write => self.break_share(page, base, mechanism),
+            PageState::Zero | PageState::Shared if write => {
+                let start = mechanism.ticks();
+                let fault = self.break_share(page, base, mechanism);
+                self.counters.breaks += 1;
+                self.counters.break_ticks += mechanism.ticks().wrapping_sub(start);
+                fault
+            }
             PageState::Zero | PageState::Shared => {
                 if entry.is_mapped() {
                     return Fault::Mapped;

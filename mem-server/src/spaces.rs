@@ -137,6 +137,8 @@ pub trait Kernel {
     fn enter_root(&mut self, vm: VmId, root: Slot) -> Result<(), u64>;
     /// Signals the vmm-server of a VM.
     fn signal_vmm(&mut self, vm: VmId);
+    /// A clock to account work with.
+    fn ticks(&mut self) -> u64;
     /// Reads and clears accessed bits of `pages` pages from `gpa` on. False if that is not possible.
     fn harvest(&mut self, root: Slot, gpa: u64, pages: u32, accessed: &mut [u64; 32]) -> bool;
 
@@ -626,6 +628,10 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
 
     fn signal_vmm(&mut self, vm: VmId) {
         self.kernel.signal_vmm(vm);
+    }
+
+    fn ticks(&mut self) -> u64 {
+        self.kernel.ticks()
     }
 
     fn harvest(&mut self, first: Page, pages: u32, accessed: &mut [u64; 32]) -> bool {

@@ -240,6 +240,22 @@ pub enum MemCounter {
     Faults,
     /// 0 high, 1 soft, 2 hard, 3 low.
     State,
+    /// Pages of guests that share a frame.
+    SharedPages,
+    /// Frames they share.
+    CommonPages,
+    /// Pages the scanner looked at.
+    Scanned,
+    /// Pages it merged.
+    Merged,
+    /// Ticks of the TSC spent on scanned pages that were not merged.
+    ScanTicks,
+    /// Ticks spent on those that were.
+    MergeTicks,
+    /// Writes to shared pages that got a copy.
+    Breaks,
+    /// Ticks spent on them.
+    BreakTicks,
     /// Number of counters.
     Count,
 }

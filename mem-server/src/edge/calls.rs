@@ -179,6 +179,10 @@ impl Kernel for Calls {
         cap::Notification::from_bits(vm_slot(vm, slots::MEM_VM_NOTIFY)).signal();
     }
 
+    fn ticks(&mut self) -> u64 {
+        runtime::clock::tsc()
+    }
+
     fn harvest(&mut self, root: Slot, gpa: u64, pages: u32, accessed: &mut [u64; 32]) -> bool {
         let mut dirty = [0; 32];
         cap::NptPml4::from_bits(root)

@@ -163,6 +163,15 @@ impl State {
         publish(mem_counter(MemCounter::FreePages), machine.free);
         publish(mem_counter(MemCounter::MetadataPages), machine.overhead);
         publish(mem_counter(MemCounter::State), machine.state as u64);
+        publish(mem_counter(MemCounter::SharedPages), machine.shared);
+        publish(mem_counter(MemCounter::CommonPages), machine.common);
+        let counters = &self.server.counters;
+        publish(mem_counter(MemCounter::Scanned), counters.scanned);
+        publish(mem_counter(MemCounter::Merged), counters.merged + counters.merged_zero);
+        publish(mem_counter(MemCounter::ScanTicks), counters.scan_ticks);
+        publish(mem_counter(MemCounter::MergeTicks), counters.merge_ticks);
+        publish(mem_counter(MemCounter::Breaks), counters.breaks);
+        publish(mem_counter(MemCounter::BreakTicks), counters.break_ticks);
         let mut faults = 0;
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let stats = self.server.vm_stats(vm).unwrap_or_default();
