@@ -530,6 +530,31 @@ fn test_faults(vm: &mut Vm) {
     expect("... at the same place", mr(word::GPR + 12), 0);
 }
 
+/// The guests' registers follow this thread from core to core.
+fn test_migration(vms: [&mut Vm; 2], info: &BootInfo) {
+    let [first, second] = vms;
+    for round in 0..6 {
+        let control = info.sched_control.start + (round + 1) % 2;
+        let words = [5_000, 5_000, 0, 0, 0];
+        ok(
+            "migration",
+            call(control, Label::SchedControlConfigureFlags, &[slot::SCHED_CONTEXT], &words),
+        );
+        for (vm, value) in [(&mut *first, 0x1111_2222), (&mut *second, 0x3333_4444)] {
+            if round % 3 == 2 && value == 0x1111_2222 {
+                // This one stays behind in the registers of the other core.
+                continue;
+            }
+            bind(vm);
+            vm.rip += 1;
+            check("private guest after migration", vm.enter() == Return::Exit(exit::HLT));
+            expect("XMM7 moves along", mr(word::GPR), value);
+            expect("DR0 moves along", mr(word::GPR + 1), value);
+        }
+    }
+    bind(first);
+}
+
 fn test_private_state(first: &mut Vm, second: &mut Vm) {
     first.load(Guest::Private);
     second.load(Guest::Private);
@@ -879,6 +904,9 @@ extern "C" fn main(info: &BootInfo) -> ! {
     test_faults(&mut vm);
     let mut second = new_vcpu(&mut allocator, space.root);
     test_private_state(&mut vm, &mut second);
+    if info.num_nodes > 1 {
+        test_migration([&mut vm, &mut second], info);
+    }
     test_msrs(&mut vm);
     test_forbidden(&mut vm);
     test_real_mode(&mut vm);
