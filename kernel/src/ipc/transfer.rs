@@ -122,9 +122,6 @@ pub fn extra_caps(
     info: MessageInfo,
 ) -> Result<ExtraCaps, (u64, abi::LookupFailure)> {
     let mut caps = [None; MAX_EXTRA_CAPS];
-    if info.extra_caps() == 0 {
-        return Ok(caps);
-    }
     let Some(buffer) = ipc_buffer(sender, false) else { return Ok(caps) };
     for (position, slot) in caps.iter_mut().enumerate().take(info.extra_caps() as usize) {
         let pointer = buffer.get(buffer_word::CAPS_OR_BADGES + position);

@@ -1,5 +1,6 @@
 //! From an invoked capability to its object's code.
 
+use abi::message::MAX_EXTRA_CAPS;
 use abi::syscall::register;
 use abi::{CapRights, MessageInfo};
 
@@ -27,13 +28,17 @@ impl<H: Hw> Kernel<H> {
             }
         };
         let info = MessageInfo(tcb.reg(register::MESSAGE_INFO));
-        let caps = match extra_caps(tcb, info) {
-            Ok(caps) => caps,
-            Err((pointer, failure)) => {
-                if phase.is_blocking {
-                    self.raise_cap_fault(tcb, pointer, false, failure);
+        let caps = if info.extra_caps() == 0 {
+            [None; MAX_EXTRA_CAPS]
+        } else {
+            match extra_caps(tcb, info) {
+                Ok(caps) => caps,
+                Err((pointer, failure)) => {
+                    if phase.is_blocking {
+                        self.raise_cap_fault(tcb, pointer, false, failure);
+                    }
+                    return;
                 }
-                return;
             }
         };
         let cap = slot.cap.get();
