@@ -37,6 +37,7 @@ const PARTS: [Part; 4] = [
             "svm-test",
             "iso",
             "determinism",
+            "bochs",
         ],
     },
 ];

@@ -1,6 +1,7 @@
 //! Boots QEMU and checks what a user sees. Words on the command line choose groups.
 #![forbid(unsafe_code)]
 
+mod bochs;
 mod command;
 mod root_task;
 mod system;
@@ -12,6 +13,7 @@ fn main() -> ExitCode {
     let mut runner = Runner::from_arguments();
     command::run(&mut runner);
     root_task::run(&mut runner);
+    bochs::run(&mut runner);
     system::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

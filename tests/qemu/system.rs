@@ -37,7 +37,9 @@ fn text(error: impl std::fmt::Display) -> Failure {
 
 fn start() -> Result<Arc<Session>, Failure> {
     let path = Path::new(ballast::WORKSPACE).join("images/systems/two-linux.toml");
-    let config = Config::load(&path).map_err(text)?;
+    let mut config = Config::load(&path).map_err(text)?;
+    // A folder of its own: the user's disk of this system stays as it is.
+    config.system.name = protocol::system::Name::try_from("test").map_err(text)?;
     let image = image::build(&config, Disk::Fresh).map_err(text)?;
     let folder = run_folder(&format!("test-system-{}", std::process::id())).map_err(text)?;
     let options = Options { writes: Writes::Discard, ..Options::default() };
