@@ -86,7 +86,7 @@ pub fn scan(memory: &dyn PhysicalMemory) -> Option<[u8; RSDP_BYTES]> {
     None
 }
 
-fn table<'m>(memory: &'m dyn PhysicalMemory, address: u64) -> Option<&'m [u8]> {
+fn table(memory: &dyn PhysicalMemory, address: u64) -> Option<&[u8]> {
     let length = u32_at(memory.bytes(address, 36)?, 4)? as usize;
     // The largest real tables have a few hundred KiB; anything else is damage.
     if !(36..=1 << 24).contains(&length) {

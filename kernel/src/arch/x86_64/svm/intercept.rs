@@ -77,16 +77,18 @@ pub fn set_msr(map: &[Cell<u64>; MSRPM_WORDS], msr: u32, intercepted: bool) -> b
     true
 }
 
-/// Sets or clears the intercepts of a range of ports, ends included.
+/// Sets or clears the intercepts of a range of ports, ends included; word by word, since a range can be all 65536.
 pub fn set_ports(map: &[Cell<u64>; IOPM_WORDS], first: u16, last: u16, intercepted: bool) {
-    for port in usize::from(first)..=usize::from(last) {
-        let word = &map[port / 64];
-        let bit = 1u64 << (port % 64);
-        if intercepted {
-            word.set(word.get() | bit);
-        } else {
-            word.set(word.get() & !bit);
+    let (first, last) = (usize::from(first), usize::from(last));
+    for (index, word) in map.iter().enumerate().take(last / 64 + 1).skip(first / 64) {
+        let mut bits = u64::MAX;
+        if index == first / 64 {
+            bits &= u64::MAX << (first % 64);
         }
+        if index == last / 64 {
+            bits &= u64::MAX >> (63 - last % 64);
+        }
+        word.set(if intercepted { word.get() | bits } else { word.get() & !bits });
     }
 }
 
@@ -138,5 +140,18 @@ mod tests {
         assert_eq!(map[0x3f8 / 64].get() >> (0x3f8 % 64) & 0xff, 0);
         set_ports(&map, 0, 0xffff, true);
         assert!(map.iter().all(|word| word.get() == u64::MAX));
+        for (first, last) in [(0, 0), (63, 64), (5, 700), (0, 0xffff), (128, 191), (0xff80, 0xffff)]
+        {
+            set_ports(&map, first, last, false);
+            for port in 0..=0xffffusize {
+                let is_open = map[port / 64].get() >> (port % 64) & 1 == 0;
+                assert_eq!(
+                    is_open,
+                    (first.into()..=last.into()).contains(&port),
+                    "{first}..{port}"
+                );
+            }
+            set_ports(&map, first, last, true);
+        }
     }
 }
