@@ -352,12 +352,10 @@ impl RawCap {
         let fields = self.fields();
         match self.tag() {
             Tag::Null => Cap::Null,
-            Tag::Untyped => Cap::Untyped {
-                addr,
-                bits: (fields & 0x3f) as u32,
-                is_device: fields & 0x40 != 0,
-                free: self.w1,
-            },
+            Tag::Untyped => {
+                let (addr, bits, is_device, free) = self.unpack_untyped();
+                Cap::Untyped { addr, bits, is_device, free }
+            }
             Tag::Endpoint => Cap::Endpoint { addr, badge: self.w1, rights: CapRights(fields) },
             Tag::Notification => {
                 Cap::Notification { addr, badge: self.w1, rights: CapRights(fields) }
@@ -397,6 +395,14 @@ impl RawCap {
     #[inline]
     const fn mapping(self) -> Mapping {
         Mapping { asid: (self.w1 & 0xfff) as u16, vaddr: self.w1 & !0xfff }
+    }
+
+    /// Unpacks a capability known to be untyped memory: address, size, device, bytes given out.
+    #[inline]
+    #[must_use]
+    pub const fn unpack_untyped(self) -> (PhysAddr, u32, bool, u64) {
+        let fields = self.fields();
+        (self.addr(), (fields & 0x3f) as u32, fields & 0x40 != 0, self.w1)
     }
 
     /// Unpacks a capability known to be a frame.

@@ -187,16 +187,41 @@ pub fn region(cap: Cap) -> Option<(PhysAddr, u64)> {
     Some((addr, 1 << bits))
 }
 
+/// Types whose capabilities stand for memory, one bit each: those for which [`region`] is not `None`.
+const HAS_MEMORY: u32 = 1 << Tag::Untyped as u32
+    | 1 << Tag::SchedContext as u32
+    | 1 << Tag::Endpoint as u32
+    | 1 << Tag::Notification as u32
+    | 1 << Tag::Reply as u32
+    | 1 << Tag::CNode as u32
+    | 1 << Tag::Thread as u32
+    | 1 << Tag::Zombie as u32
+    | 1 << Tag::Frame as u32
+    | 1 << Tag::PageTable as u32
+    | 1 << Tag::PageDirectory as u32
+    | 1 << Tag::Pdpt as u32
+    | 1 << Tag::Pml4 as u32
+    | 1 << Tag::NptPml4 as u32
+    | 1 << Tag::NptPdpt as u32
+    | 1 << Tag::NptPd as u32
+    | 1 << Tag::NptPt as u32
+    | 1 << Tag::AsidPool as u32
+    | 1 << Tag::Vcpu as u32
+    | 1 << Tag::Timer as u32;
+
 /// Tells whether what `below` names is part of what `above` names.
 #[must_use]
 pub fn same_region(above: RawCap, below: RawCap) -> bool {
     match above.tag() {
         Tag::Null | Tag::Zombie => false,
         Tag::Untyped => {
-            let start = above.addr().0;
-            let end = start + (1 << (above.fields() & 0x3f));
-            region(below.unpack())
-                .is_some_and(|(addr, bytes)| addr.0 >= start && addr.0 + bytes <= end)
+            let bits = above.fields() & 0x3f;
+            let distance = below.addr().0.wrapping_sub(above.addr().0);
+            // Objects lie wholly inside the untyped they were made from, so their first byte tells. Only another untyped can be the
+            // larger one of the two.
+            HAS_MEMORY >> below.tag_number() & 1 != 0
+                && distance >> bits == 0
+                && !(below.is(Tag::Untyped) && below.fields() & 0x3f > bits)
         }
         Tag::Frame => {
             let (above, below_tag) = (above.unpack_frame(), below.tag());

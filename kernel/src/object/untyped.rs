@@ -26,9 +26,7 @@ struct Retype {
 
 impl<H: Hw> Kernel<H> {
     pub(crate) fn decode_untyped(&mut self, slot: Ref<Slot>, args: &Args) -> Outcome {
-        let Cap::Untyped { addr, bits, is_device, free } = slot.unpack() else {
-            return Err(Failure::InvalidCapability(0));
-        };
+        let (addr, bits, is_device, free) = slot.cap.get().unpack_untyped();
         if args.label != Label::UntypedRetype as u64 {
             return Err(Failure::IllegalOperation);
         }
@@ -174,13 +172,14 @@ fn check(args: &Args) -> Result<Retype, Failure> {
     } else {
         cspace::lookup_exact(root.cap.get(), index, depth, false)?.cap.get()
     };
-    let Cap::CNode { addr: table, radix, .. } = node.unpack() else {
+    if !node.is(Tag::CNode) {
         return Err(Failure::Lookup {
             is_source: false,
             failure: abi::LookupFailure::MissingCapability { bits_left: depth },
         });
-    };
-    let slots = 1u64 << radix;
+    }
+    let table = node.addr();
+    let slots = 1u64 << node.fields();
     if offset >= slots {
         return Err(Failure::Range(0, slots - 1));
     }
