@@ -38,6 +38,8 @@ pub struct Runner {
     /// Guest time at which the balloon's driver is asked for statistics.
     statistics: Option<u64>,
     is_paused: bool,
+    /// Time spent halted since the counters were last published.
+    halted_ticks: u64,
     /// Console input waits for room in the serial port.
     has_input: bool,
 }
@@ -59,6 +61,7 @@ impl Runner {
             housekeeping_period: period,
             statistics: None,
             is_paused: false,
+            halted_ticks: 0,
             has_input: true,
         }
     }
@@ -150,9 +153,7 @@ impl Runner {
         if self.housekeeping == NEVER {
             self.housekeeping = now + self.housekeeping_period;
         }
-        let ticks = now.wrapping_sub(before);
-        let halted = self.vmm.time_base().to_ns(ticks);
-        self.vmm.count(VmmCounter::HaltedNanos, halted);
+        self.halted_ticks = self.halted_ticks.wrapping_add(now.wrapping_sub(before));
     }
 
     fn signalled(&mut self, badge: u64) {
@@ -194,6 +195,9 @@ impl Runner {
     }
 
     fn publish(&mut self) {
+        // Converted here and not at every wake-up: a division of 128 bits.
+        let halted = self.vmm.time_base().to_ns(core::mem::take(&mut self.halted_ticks));
+        self.vmm.count(VmmCounter::HaltedNanos, halted);
         self.vmm.refresh_counters();
         for (index, value) in self.vmm.counters().iter().enumerate() {
             shared::publish(vmm_counter(VmmCounter::ExitCpuid) + index, *value);
