@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use abi::bootinfo::slot;
 use abi::context::index;
 use abi::{BootInfo, CNodeCapData, Label, MessageInfo, ObjectType};
-use kernel::{Console, Received, call, invoke, recv, reply_recv, send, set_buffer, wait};
+use kernel::{Console, call, invoke, recv, reply_recv, send, set_buffer, wait};
 
 macro_rules! say {
     ($($arg:tt)*) => {{
@@ -119,7 +119,14 @@ impl World {
     }
 
     /// A thread in `vspace` at `entry` with two arguments; `number` chooses stack and buffer.
-    fn thread(&mut self, number: usize, vspace: u64, entry: u64, args: [u64; 2], fault: u64) -> u64 {
+    fn thread(
+        &mut self,
+        number: usize,
+        vspace: u64,
+        entry: u64,
+        args: [u64; 2],
+        fault: u64,
+    ) -> u64 {
         let tcb = self.object(ObjectType::Tcb, 0);
         let buffer = BUFFERS[number].0.get() as u64;
         let frame = self.info.user_image_frames.start + (buffer - 0x40_0000) / 4096;
@@ -182,7 +189,7 @@ extern "C" fn count(counter: u64, notification: u64) -> ! {
         if seen == 1000 && notification != 0 {
             send(notification, 0, [0; 4]);
         }
-        if seen % 64 == 0 {
+        if seen.is_multiple_of(64) {
             core::hint::spin_loop();
         }
     }
@@ -261,7 +268,8 @@ extern "C" fn main(info: &'static BootInfo) -> ! {
     world.check("bootinfo frames", {
         let frames = info.user_image_frames.end - info.user_image_frames.start;
         let first = invoke(info.user_image_frames.start, Label::X86PageGetAddress as u64, &[], &[]);
-        let last = invoke(info.user_image_frames.end - 1, Label::X86PageGetAddress as u64, &[], &[]);
+        let last =
+            invoke(info.user_image_frames.end - 1, Label::X86PageGetAddress as u64, &[], &[]);
         first.label == 0 && last.mrs[0] == first.mrs[0] + (frames - 1) * 4096
     });
 
@@ -330,7 +338,7 @@ fn memory(world: &mut World, vspace: u64) -> u64 {
     });
     world.next_slot = next;
     say!("figure retype_4k {retype}");
-    let null = measure(|| kernel::yield_bad());
+    let null = measure(kernel::yield_bad);
     say!("figure invalid_invocation {null}");
     frame
 }
@@ -496,7 +504,10 @@ fn interrupts(world: &mut World) {
             world.must("out", pit, Label::X86IOPortOut8, &[port, value], &[]);
         }
         let got = wait(notification);
-        world.check(["first interrupt", "second interrupt", "third interrupt"][round], got.badge == 0x40);
+        world.check(
+            ["first interrupt", "second interrupt", "third interrupt"][round],
+            got.badge == 0x40,
+        );
         world.must("ack", handler, Label::IRQAckIRQ, &[], &[]);
     }
 }
@@ -530,10 +541,7 @@ fn unknown_syscall(world: &mut World) {
         "unknown system call",
         MessageInfo(fault.info).label() == unknown && kernel::word(18) == 1234 && fault.mrs[0] == 5,
     );
-    let next = kernel::word(15) + 2;
-    for (number, value) in [(15, next)] {
-        kernel::set_word(number, value);
-    }
+    kernel::set_word(15, kernel::word(15) + 2);
     let words = [99, fault.mrs[1], fault.mrs[2], fault.mrs[3]];
     send(reply, MessageInfo::new(0, 0, 0, 16).0, words);
     wait(done);
@@ -601,7 +609,10 @@ fn float(world: &mut World) {
     }
     let (a, b) = counts();
     say!("figure float_rounds {a} {b}");
-    world.check("two threads keep their own xmm registers", a > 0 && b > 0 && a < 1 << 40 && b < 1 << 40);
+    world.check(
+        "two threads keep their own xmm registers",
+        a > 0 && b > 0 && a < 1 << 40 && b < 1 << 40,
+    );
     for thread in threads.into_iter().chain([worker]) {
         world.must("suspend", thread, Label::TCBSuspend, &[], &[]);
     }
@@ -672,6 +683,3 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     say!("FAIL {info}");
     halt(1)
 }
-
-/// What a thread got back, for readers of this file: badge, message information, first four words.
-const _: fn(Received) -> (u64, u64, [u64; 4]) = |r| (r.badge, r.info, r.mrs);

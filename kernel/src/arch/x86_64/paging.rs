@@ -98,7 +98,7 @@ pub fn build(
             for entry in 0..512u64 {
                 let slot = (WINDOW_BASE + directory + entry * 8) as *mut u64;
                 // SAFETY: a page of its own below 4 GiB, reached through the boot window.
-                unsafe { slot.write(base + (entry << 21) | flags) };
+                unsafe { slot.write((base + (entry << 21)) | flags) };
             }
             WINDOW.set(gigabyte, directory | PRESENT | WRITABLE | NO_EXECUTE);
         }

@@ -75,7 +75,7 @@ fn backtrace(mut frame: u64) {
     let (start, end) = (start + KERNEL_BASE, end + KERNEL_BASE);
     kprintln!("backtrace:");
     for _ in 0..MAX_FRAMES {
-        if frame % 8 != 0 || !(start..end - 16).contains(&frame) {
+        if !frame.is_multiple_of(8) || !(start..end - 16).contains(&frame) {
             return;
         }
         // SAFETY: within the kernel image, so mapped unless it is a guard page, which no frame pointer points to.
