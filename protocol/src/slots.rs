@@ -41,8 +41,6 @@ pub const VMM_VCPU: u64 = 17;
 pub const MEM_IO_ENDPOINT: u64 = 16;
 /// mem-server: an ASID pool, for nested roots.
 pub const MEM_ASID_POOL: u64 = 17;
-/// mem-server: first of [`REPLY_COUNT`] reply objects, for calls that are answered later.
-pub const MEM_REPLIES: u64 = 32;
 /// mem-server: first of the slots of VM 0; VM n's are [`MEM_VM_SLOTS`] `* n` further.
 pub const MEM_VM: u64 = 64;
 /// mem-server: slots per VM.
@@ -62,13 +60,8 @@ pub const IO_PCI_PORTS: u64 = 16;
 pub const IO_IRQ_HANDLERS: u64 = 24;
 /// io-sched-server: most interrupt handlers.
 pub const IO_IRQ_HANDLERS_MAX: usize = 8;
-/// io-sched-server: first of [`REPLY_COUNT`] reply objects, for calls that are answered later.
-pub const IO_REPLIES: u64 = 32;
 /// io-sched-server: notification of client 0, badged [`notify::DISK`]; client n's is n further.
 pub const IO_CLIENT_NOTIFY: u64 = 64;
-
-/// Reply objects a calling server can park.
-pub const REPLY_COUNT: u64 = 32;
 
 /// Client number of the mem-server's swap partition; disks of VMs get the others as they start.
 pub const SWAP_CLIENT: u16 = MAX_CLIENTS as u16 - 1;

@@ -764,7 +764,7 @@ impl Root {
 
     fn restart_io(&mut self) -> Result<(), Fail> {
         if let Some(server) = self.io.take() {
-            self.core.answer_io_callers();
+            self.core.answer_io_caller();
             server.destroy(&mut self.objects);
         }
         let (objects, core) = (&mut self.objects, &mut self.core);

@@ -30,8 +30,6 @@ const VMM_PRIORITY: u64 = 100;
 const VMM_STACK_PAGES: u64 = 16;
 /// Stack of a shared server in pages: their tables are built on it.
 const SERVER_STACK_PAGES: u64 = 128;
-/// Heap of a vmm-server: the tables its instruction decoder builds once.
-const VMM_HEAP_BYTES: u64 = 512 << 10;
 /// Slots of a vmm-server's CSpace, log2.
 const VMM_RADIX: u64 = 6;
 /// Slots of the io-sched-server's CSpace, log2: fixed slots and one notification per client.
@@ -69,8 +67,8 @@ pub struct Core {
     /// Scheduling contexts: by VM, then mem-server and io-sched-server. They outlive their servers, so that a shared server
     /// running on one is not stopped by the end of its caller.
     contexts: [Option<cap::SchedContext>; MAX_VMS + 2],
-    /// Reply objects of the io-sched-server: they outlive it, so that its callers can be answered when it is gone.
-    io_replies: [cap::Reply; slots::REPLY_COUNT as usize + 1],
+    /// Reply object of the io-sched-server: it outlives it, so that its caller can be answered when it is gone.
+    io_reply: cap::Reply,
     /// One per core of the machine.
     pub sched_control: sel4::SlotRegion,
     /// Ticks of the TSC per microsecond.
@@ -182,11 +180,10 @@ impl Core {
         let mem_ep = objects.make(&mut arena, ObjectBlueprint::Endpoint)?;
         let io_ep = objects.make(&mut arena, ObjectBlueprint::Endpoint)?;
         let root_notification = objects.make(&mut arena, ObjectBlueprint::Notification)?;
-        let replies = slots::REPLY_COUNT + 1;
-        let (first, _) = objects.make_at(&mut arena, ObjectBlueprint::Reply, replies)?;
+        let io_reply = objects.make(&mut arena, ObjectBlueprint::Reply)?;
         Ok(Self {
             arena,
-            io_replies: core::array::from_fn(|number| Cap::from_bits(first + number as u64)),
+            io_reply,
             root_ep,
             root_notification,
             mem_ep,
@@ -203,12 +200,10 @@ impl Core {
         self.sched_control.len().max(1)
     }
 
-    /// Answers every caller of an io-sched-server that is gone, so that each goes on with its own scheduling context. A doorbell
+    /// Answers the caller of an io-sched-server that is gone, so that it goes on with its own scheduling context. A doorbell
     /// has no answer to miss: the requests are in the rings.
-    pub fn answer_io_callers(&self) {
-        for reply in self.io_replies {
-            reply.reply_with_mrs(sel4::MessageInfo::new(0, 0, 0, 0), [0; 4]);
-        }
+    pub fn answer_io_caller(&self) {
+        self.io_reply.reply_with_mrs(sel4::MessageInfo::new(0, 0, 0, 0), [0; 4]);
     }
 }
 
@@ -479,7 +474,10 @@ impl Server {
         let kick = core.root_notification;
         let badge = sent_by(spec.client);
         objects.give(space, slots::ROOT_NOTIFY, kick, SIGNAL, badge, "wakes the root-task")?;
-        let reply = self.reply(objects, core, spec, 0)?;
+        let reply = match spec.client {
+            Client::Io => core.io_reply,
+            _ => objects.make(&mut self.arena, ObjectBlueprint::Reply)?,
+        };
         objects.give(space, slots::REPLY, reply, CapRights::all(), 0, "its callers")?;
         let timer: cap::Timer =
             objects.make(&mut self.arena, ObjectBlueprintBallast::Timer.into())?;
@@ -493,25 +491,7 @@ impl Server {
             Client::Vmm(_) => return Ok(()),
         };
         objects.give(space, slots::ENDPOINT, own_endpoint, RECEIVE, 0, "receives calls")?;
-        let first = if spec.client == Client::Mem { slots::MEM_REPLIES } else { slots::IO_REPLIES };
-        for number in 0..slots::REPLY_COUNT {
-            let reply = self.reply(objects, core, spec, number as usize + 1)?;
-            objects.give(space, first + number, reply, CapRights::all(), 0, "a parked caller")?;
-        }
         Ok(())
-    }
-
-    fn reply(
-        &mut self,
-        objects: &mut Objects,
-        core: &Core,
-        spec: &Spec,
-        number: usize,
-    ) -> Result<cap::Reply, Fail> {
-        match (spec.client, core.io_replies.get(number)) {
-            (Client::Io, Some(reply)) => Ok(*reply),
-            _ => objects.make(&mut self.arena, ObjectBlueprint::Reply),
-        }
     }
 
     /// Lets it run.
@@ -752,7 +732,7 @@ pub fn make_vmm(
         image: "vmm-server",
         radix: VMM_RADIX,
         priority: VMM_PRIORITY,
-        heap_bytes: VMM_HEAP_BYTES,
+        heap_bytes: 0,
         stack_pages: VMM_STACK_PAGES,
         core: u64::from(vm.0) % core.cores(),
     };
