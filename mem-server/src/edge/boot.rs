@@ -22,7 +22,7 @@ use super::calls::{Calls, map_own};
 use super::view::{TableMemory, View, block_vaddr, table_vaddr};
 
 /// Guest pages there can be for each machine frame: how far memory may be overcommitted.
-const OVERCOMMIT: u32 = 3;
+const OVERCOMMIT: u32 = 2;
 const LARGE_BITS: u64 = LARGE_PAGE_SIZE.trailing_zeros() as u64;
 /// Objects one retype makes at most.
 const FAN_OUT: u64 = 256;
@@ -62,8 +62,8 @@ impl Free {
 pub type Running = (Server<'static>, Spaces<'static, Calls>);
 
 /// Frames per sharing record: more records find equal pages sooner and cost more metadata (16 bytes and a
-/// bucket of 4 each, so 0.1 % of memory).
-const FRAMES_PER_RECORD: usize = 5;
+/// bucket of 4 each, so less than 0.1 % of memory).
+const FRAMES_PER_RECORD: usize = 6;
 /// Frames per frame the compressed pool may hold.
 const FRAMES_PER_POOL: usize = 10;
 
