@@ -431,7 +431,8 @@ fn budgets(world: &mut World) {
     world.check("timeout badge", fault.mrs[0] == 0x5c);
     say!("figure timeout_after_ticks {elapsed}");
     say!("figure timeout_consumed_us {}", fault.mrs[1]);
-    world.check("timeout consumed about the budget", (1_900..=2_600).contains(&fault.mrs[1]));
+    // No upper bound: an emulator that is stopped for a while uses the thread's time.
+    world.check("timeout consumed at least the budget", fault.mrs[1] >= 1_900);
     world.must("suspend", worker, Label::TCBSuspend, &[], &[]);
 }
 

@@ -18,6 +18,7 @@ pub const SPURIOUS_VECTOR: u8 = 255;
 const ID: u32 = 0x20;
 const EOI: u32 = 0xb0;
 const SPURIOUS: u32 = 0xf0;
+const ISR: u32 = 0x100;
 const IRR: u32 = 0x200;
 const ICR_LOW: u32 = 0x300;
 const ICR_HIGH: u32 = 0x310;
@@ -122,6 +123,13 @@ pub fn count() -> u32 {
 #[inline(always)]
 pub fn end_of_interrupt() {
     write(EOI, 0);
+}
+
+/// Whether a device or core, not an INT instruction, brought the interrupt with this vector that is being handled.
+#[cold]
+pub fn in_service(vector: u8) -> bool {
+    let word = u32::from(vector / 32);
+    read(ISR + word * 0x10) & 1 << (vector % 32) != 0
 }
 
 /// Whether an interrupt with a vector from 32 up waits for this core.

@@ -176,8 +176,10 @@ extern "C" fn trap_from_user(vector: u64, error: u64) -> ! {
             enter().handle_fault(core, FaultInfo::Page { address, code: error })
         }
         0..32 => enter().handle_fault(core, FaultInfo::Exception { vector, code: error }),
-        // Only software can raise these: no device and no core is told to use them.
-        160..255 => enter().handle_fault(core, FaultInfo::SoftwareInterrupt { vector }),
+        // Software raises these, unless somebody gave a device such a vector.
+        160..255 if !apic::in_service(vector as u8) => {
+            enter().handle_fault(core, FaultInfo::SoftwareInterrupt { vector })
+        }
         _ => interrupt(core, vector as u8),
     };
     run(core, resume)
