@@ -67,7 +67,7 @@ impl<H: Hw> Kernel<H> {
         }
         vcpu.absorb(tcb, || Self::guest_words(vcpu, tcb));
         tcb.state.set(ThreadState::RunningVm);
-        Some(self.resume_guest(tcb))
+        Some(self.resume_guest_here(tcb))
     }
 
     /// The way back after [`Kernel::guest_exit`], likewise.
@@ -104,8 +104,14 @@ impl<H: Hw> Kernel<H> {
     }
 
     /// Decides how a thread in VMEnter goes on: with a signal that waits, or in its guest.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn resume_guest(&mut self, tcb: Ref<Tcb>) -> Resume {
+        self.resume_guest_here(tcb)
+    }
+
+    /// The same for the short way in, without a call.
+    #[inline(always)]
+    fn resume_guest_here(&mut self, tcb: Ref<Tcb>) -> Resume {
         let Some(vcpu) = vcpu_of(tcb) else {
             tcb.state.set(ThreadState::Running);
             return Resume::User(tcb);
