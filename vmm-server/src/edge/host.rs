@@ -72,6 +72,8 @@ pub struct Machine {
     dropped: u64,
     /// The balloon's driver is there.
     pub is_balloon_ready: bool,
+    /// It came or went since this was last looked at.
+    pub has_balloon_changed: bool,
 }
 
 /// Console bytes after which the root-task is woken in any case: an eighth of the ring.
@@ -87,6 +89,7 @@ impl Machine {
             unsignalled: 0,
             dropped: 0,
             is_balloon_ready: false,
+            has_balloon_changed: false,
         }
     }
 
@@ -143,6 +146,7 @@ impl DeviceHost for Machine {
 
     fn balloon_ready(&mut self, is_ready: bool) {
         self.is_balloon_ready = is_ready;
+        self.has_balloon_changed = true;
         let _ = message::call::<Mem>(MEM, &MemRequest::BalloonReady { ready: is_ready });
     }
 }

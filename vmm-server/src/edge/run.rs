@@ -186,6 +186,9 @@ impl Runner {
             self.housekeeping = if is_resting { NEVER } else { now + self.housekeeping_period };
             self.publish();
             self.machine.flush_console();
+            if core::mem::take(&mut self.machine.has_balloon_changed) {
+                self.memory_changed();
+            }
         }
         if self.statistics.is_some_and(|due| now >= due) {
             self.statistics = None;
