@@ -107,10 +107,7 @@ impl<H: Hw> Kernel<H> {
                 self.hw.release_bases(tcb);
                 tcb.set_reg(index::FS_BASE, args.word(0));
                 tcb.sanitise_bases();
-                if self.current() == Some(tcb) {
-                    let core = self.core;
-                    self.hw.load_bases(core, tcb);
-                }
+                self.reload(tcb);
                 Ok(0)
             }
             Label::TCBSetFlags => {
@@ -120,6 +117,7 @@ impl<H: Hw> Kernel<H> {
                 let known = abi::object::TCB_FLAG_FPU_DISABLED;
                 let flags = (u64::from(tcb.flags.get()) & !args.word(0) | args.word(1)) & known;
                 tcb.flags.set(flags as u8);
+                self.reload(tcb);
                 if self.current() == Some(tcb) {
                     // The registers open or close for it right now, not at its next turn.
                     let core = self.core;
@@ -188,9 +186,7 @@ impl<H: Hw> Kernel<H> {
     fn written(&mut self, tcb: Ref<Tcb>) {
         tcb.sanitise();
         tcb.entry.set(Entry::Other);
-        if self.current() == Some(tcb) {
-            self.reschedule();
-        }
+        self.reload(tcb);
     }
 
     fn copy_registers(&mut self, tcb: Ref<Tcb>, args: &Args) -> Outcome {

@@ -104,6 +104,22 @@ impl<H: Hw> Kernel<H> {
         }
     }
 
+    /// What a thread has beside its saved registers was changed from outside: a core that runs it loads it anew.
+    pub(crate) fn reload(&mut self, tcb: Ref<Tcb>) {
+        let core = tcb.core.get() as usize;
+        if self.cores[core].current != Some(tcb) {
+            return;
+        }
+        if core == self.core {
+            self.hw.switch_thread(core, Some(tcb), Some(tcb));
+        } else {
+            self.forget_current(tcb);
+            if Self::is_schedulable(tcb) {
+                self.enqueue(tcb);
+            }
+        }
+    }
+
     /// Binds a context to a thread.
     pub(crate) fn bind_context(&mut self, sc: Ref<SchedContext>, tcb: Ref<Tcb>) {
         sc.tcb.set(Some(tcb));
