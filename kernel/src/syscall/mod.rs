@@ -90,27 +90,14 @@ impl<H: Hw> Kernel<H> {
     }
 
     /// SYSCALL by the current thread of `core`.
-    #[inline]
     pub fn handle_syscall(&mut self, core: usize) -> Resume {
-        let Some(tcb) = self.enter(core) else { return self.leave() };
-        if self.this().stalled {
-            return self.leave_stalled();
+        let current = self.cores[core & (MAX_CORES - 1)].current;
+        match current.map(|tcb| tcb.reg(register::NUMBER) as i64) {
+            Some(number) if number == Syscall::Call as i64 => self.handle_call(core),
+            Some(number) if number == Syscall::ReplyRecv as i64 => self.handle_reply_recv(core),
+            Some(number) if number == Syscall::VMEnter as i64 => self.handle_vm_enter(core),
+            _ => self.handle_slow(core),
         }
-        let number = tcb.reg(register::NUMBER) as i64;
-        if number == Syscall::Call as i64 {
-            if let Some(resume) = self.fast_call(core, tcb) {
-                return resume;
-            }
-        } else if number == Syscall::ReplyRecv as i64
-            && let Some(resume) = self.fast_reply_recv(core, tcb)
-        {
-            return resume;
-        } else if number == Syscall::VMEnter as i64
-            && let Some(resume) = self.fast_enter_guest(tcb)
-        {
-            return resume;
-        }
-        self.slow_syscall(tcb, number)
     }
 
     /// The system call Call, where the entry code has looked at the number.
@@ -123,7 +110,7 @@ impl<H: Hw> Kernel<H> {
         {
             return resume;
         }
-        self.handle_slow(core, Syscall::Call)
+        self.handle_slow(core)
     }
 
     /// The system call ReplyRecv, where the entry code has looked at the number.
@@ -136,16 +123,31 @@ impl<H: Hw> Kernel<H> {
         {
             return resume;
         }
-        self.handle_slow(core, Syscall::ReplyRecv)
+        self.handle_slow(core)
     }
 
+    /// The system call VMEnter, where the entry code has looked at the number.
+    #[inline(always)]
+    pub fn handle_vm_enter(&mut self, core: usize) -> Resume {
+        self.core = core;
+        let this = &self.cores[core & (MAX_CORES - 1)];
+        if let Some(tcb) = this.current
+            && !this.stalled
+            && let Some(resume) = self.fast_enter_guest(tcb)
+        {
+            return resume;
+        }
+        self.handle_slow(core)
+    }
+
+    /// Any system call, with a look at the clock and at the queues.
     #[inline(never)]
-    fn handle_slow(&mut self, core: usize, call: Syscall) -> Resume {
+    pub fn handle_slow(&mut self, core: usize) -> Resume {
         let Some(tcb) = self.enter(core) else { return self.leave() };
         if self.this().stalled {
             return self.leave_stalled();
         }
-        self.slow_syscall(tcb, call as i64)
+        self.slow_syscall(tcb, tcb.reg(register::NUMBER) as i64)
     }
 
     #[inline]

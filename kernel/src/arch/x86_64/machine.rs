@@ -88,8 +88,13 @@ fn go_on(tcb: Ref<Tcb>) -> ! {
     trap::leave(tcb)
 }
 
+fn run_guests(core: usize, tcb: Ref<Tcb>) -> ! {
+    run_guests_here(core, tcb)
+}
+
 /// Guest after guest, as long as the kernel wants another one.
-fn run_guests(core: usize, mut tcb: Ref<Tcb>) -> ! {
+#[inline(always)]
+fn run_guests_here(core: usize, mut tcb: Ref<Tcb>) -> ! {
     loop {
         release();
         match run_guest(core, tcb) {
@@ -161,8 +166,18 @@ extern "C" fn reply_recv_from_user() -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn syscall_from_user() -> ! {
     let core = percpu::index();
-    let resume = enter().handle_syscall(core);
+    let resume = enter().handle_slow(core);
     run(core, resume)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn vm_enter_from_user() -> ! {
+    let core = percpu::index();
+    match enter().handle_vm_enter(core) {
+        // Here rather than in `run`: this is the way taken at every exit of a guest.
+        Resume::Guest(tcb) => run_guests_here(core, tcb),
+        resume => run(core, resume),
+    }
 }
 
 #[unsafe(no_mangle)]

@@ -73,6 +73,8 @@ syscall_entry:
     je call_from_user
     cmp rdx, {number_reply_recv}
     je reply_recv_from_user
+    cmp rdx, {number_vm_enter}
+    je vm_enter_from_user
     jmp syscall_from_user
 
     .balign 16
@@ -211,6 +213,7 @@ nmi_entry:
     entry_stack = const OFFSET_ENTRY_STACK,
     number_call = const Syscall::Call as i64,
     number_reply_recv = const Syscall::ReplyRecv as i64,
+    number_vm_enter = const Syscall::VMEnter as i64,
     pending = const OFFSET_PENDING,
     entry = const OFFSET_ENTRY,
     entry_syscall = const Entry::Syscall as u64,
