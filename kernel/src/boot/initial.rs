@@ -438,3 +438,155 @@ fn write_extra(page: PhysAddr, input: &Input<'_>, tsc_mhz: u32) -> u64 {
     out.put(&tsc_mhz.to_le_bytes());
     out.at as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::elf::Segment;
+    use crate::mem::window::Arena;
+    use crate::model::{Model, TSC_HZ, check};
+    use crate::{Resume, model};
+
+    const MEMORY: u64 = 32 << 20;
+    const IMAGE_BASE: u64 = 0x20_0000;
+
+    fn image() -> Image {
+        let mut segments = heapless::Vec::new();
+        segments.push(Segment { vaddr: 0x3f_f000, offset: 0, filesz: 1 }).unwrap();
+        Image { start: 0x3f_f000, end: 0x40_3000, entry: 0x40_0008, segments }
+    }
+
+    fn built() -> (Arena, Kernel<Model>, Ref<Tcb>, RegionSet) {
+        let arena = Arena::new(MEMORY as usize);
+        let mut kernel = Kernel::new(Model::default());
+        let mut memory = RegionSet::new();
+        memory.insert(Region::new(0x10_0000, MEMORY)).unwrap();
+        let mut free = memory.clone();
+        let image = image();
+        free.remove(Region::new(0x10_0000, IMAGE_BASE + image.pages() * PAGE)).unwrap();
+        let input = Input {
+            image: &image,
+            image_base: IMAGE_BASE,
+            memory: &memory,
+            reserved: &[Region::new(0x10_0000, IMAGE_BASE), Region::new(0xfee0_0000, 0xfee0_1000)],
+            cores: model::CORES as u32,
+            map: &[MapEntry { base: 0x10_0000, length: MEMORY - 0x10_0000, kind: 1 }],
+            rsdp: b"RSD PTR 0123456789abcdefghijklmnopqr",
+        };
+        let tcb = build(&mut kernel, &input, &mut free).unwrap();
+        (arena, kernel, tcb, free)
+    }
+
+    /// The table walk a processor would do.
+    fn translate(root: u64, vaddr: u64) -> Option<u64> {
+        let mut table = root;
+        for level in [39, 30, 21, 12] {
+            let entry = Words(PhysAddr(table)).get((vaddr >> level) as usize & 511);
+            if entry & 7 != 7 {
+                return None;
+            }
+            table = entry & 0xf_ffff_ffff_f000;
+        }
+        Some(table)
+    }
+
+    #[test]
+    fn the_initial_thread_finds_what_bootinfo_says() {
+        let (_arena, kernel, tcb, free) = built();
+        let image = image();
+        assert_eq!(tcb.reg(index::RIP), 0x40_0008);
+        assert_eq!(tcb.reg(index::RSP), 0);
+        assert_eq!(tcb.reg(index::RDI), image.end + PAGE);
+        let root = tcb.slot(tcb_slot::VTABLE).cap.get().addr().0;
+        let info = Words(PhysAddr(translate(root, tcb.reg(index::RDI)).unwrap()));
+        let region = |word: usize| info.get(word)..info.get(word + 1);
+        let cap = |number: u64| kernel_slot(tcb, number).unpack();
+        assert_eq!((info.get(0), info.get(1), info.get(2)), (1292, 0, model::CORES as u64));
+        assert_eq!((info.get(3), info.get(4)), (u64::MAX, image.end));
+        // Regions follow each other as documented: SchedControl, tables, extra area, frames, untypeds, empty slots.
+        let (empty, frames, paging) = (region(5), region(9), region(11));
+        let (extra, control, untyped) = (region(15), region(19), region(21));
+        assert_eq!(control, slot::FIRST_FREE..slot::FIRST_FREE + 2);
+        assert_eq!((paging.start, extra.start), (control.end, paging.end));
+        assert_eq!((frames.start, untyped.start), (extra.end, frames.end));
+        assert_eq!((empty.start, empty.end), (untyped.end, 1 << info.get(17)));
+        assert!(empty.end - empty.start >= 8192);
+        assert_eq!(cap(control.start + 1), Cap::SchedControl { core: 1 });
+        assert_eq!(frames.end - frames.start, image.pages());
+        for (page, number) in frames.enumerate() {
+            let vaddr = image.start + page as u64 * PAGE;
+            let addr = IMAGE_BASE + page as u64 * PAGE;
+            assert_eq!(cap(number), frame(addr, vaddr));
+            assert_eq!(translate(root, vaddr), Some(addr));
+        }
+        // One PDPT, one directory, two page tables: the image straddles a 2 MiB boundary.
+        assert_eq!(paging.end - paging.start, 4);
+        assert_eq!(translate(root, image.start - PAGE), None);
+        assert_eq!(translate(root, image.end + PAGES_BEHIND_IMAGE * PAGE), None);
+        // The list names each capability, and memory given away is exactly what is left.
+        let mut bytes = 0;
+        for (number, slot) in untyped.enumerate() {
+            let (paddr, sizes) = (info.get(23 + 2 * number), info.get(24 + 2 * number));
+            let is_device = sizes >> 8 & 1 != 0;
+            let expected = 1 << (sizes & 0xff);
+            let used = if is_device { 0 } else { expected };
+            let addr = PhysAddr(paddr);
+            assert_eq!(
+                cap(slot),
+                Cap::Untyped { addr, bits: (sizes & 0xff) as u32, is_device, free: used }
+            );
+            bytes += used;
+        }
+        assert_eq!(bytes, free.as_slice().iter().map(Region::len).sum::<u64>());
+        assert_eq!(kernel.core_count, model::CORES);
+    }
+
+    fn kernel_slot(tcb: Ref<Tcb>, number: u64) -> Ref<Slot> {
+        Ref::<Slot>::at(tcb.slot(tcb_slot::CTABLE).cap.get().addr()).add(number)
+    }
+
+    #[test]
+    fn the_extra_area_holds_root_pointer_map_and_frequency() {
+        let (_arena, _kernel, tcb, _free) = built();
+        let root = tcb.slot(tcb_slot::VTABLE).cap.get().addr().0;
+        let page = Words(PhysAddr(translate(root, tcb.reg(index::RDI) + PAGE).unwrap()));
+        let byte = |at: usize| (page.get(at / 8) >> (at % 8 * 8)) as u8;
+        let word =
+            |at: usize| u32::from_le_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]);
+        assert_eq!((word(0), word(8)), (extra_id::X86_ACPI_RSDP as u32, 52));
+        assert_eq!((byte(16), byte(51)), (b'R', b'r'));
+        assert_eq!((word(52), word(60)), (extra_id::X86_MBMMAP as u32, 1220));
+        assert_eq!((word(68), word(72), word(76)), (24, 20, 0x10_0000));
+        assert_eq!((word(1272), word(1280)), (extra_id::X86_TSC_FREQUENCY as u32, 20));
+        assert_eq!(u64::from(word(1288)), TSC_HZ / 1_000_000);
+    }
+
+    #[test]
+    fn the_kernel_starts_the_thread_and_its_invariants_hold() {
+        let (_arena, mut kernel, tcb, _free) = built();
+        assert_eq!(kernel.start_core(0), Resume::User(tcb));
+        check::all(&mut kernel, kernel_slot(tcb, 0));
+        assert_eq!(kernel.hw.deadlines[0], Some(TSC_HZ / 1_000_000 * BOOT_TIME_SLICE_US));
+    }
+
+    #[test]
+    fn too_little_memory_is_an_error_with_the_size() {
+        let _arena = Arena::new(4 << 20);
+        let mut kernel = Kernel::new(Model::default());
+        let mut free = RegionSet::new();
+        free.insert(Region::new(0x10_0000, 0x11_0000)).unwrap();
+        let memory = free.clone();
+        let image = image();
+        let input = Input {
+            image: &image,
+            image_base: 0x20_0000,
+            memory: &memory,
+            reserved: &[],
+            cores: 1,
+            map: &[],
+            rsdp: &[0; RSDP_BYTES],
+        };
+        let error = build(&mut kernel, &input, &mut free).unwrap_err();
+        assert!(matches!(error, InitialError::NoMemory { wanted, .. } if wanted > 0x1_0000));
+    }
+}
