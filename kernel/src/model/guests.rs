@@ -359,6 +359,42 @@ mod tests {
     }
 
     #[test]
+    fn an_open_interrupt_is_injected_where_that_is_wanted() {
+        let mut lab = Lab::new();
+        let tcb = lab.world.initial;
+        let vcpu = lab.vcpu(0);
+        let injected = event::VALID | event::TYPE_INTR | 0x51;
+        for (word, rflags, event, wanted) in [
+            (control::V_IRQ | 0x51, 0x202, 0, injected),
+            (control::V_IRQ | 0x51, 0x002, 0, 0),
+            (control::V_IRQ | 0x51 | control::SHADOW, 0x202, 0, 0),
+            (control::WINDOW | 0x51, 0x202, 0, 0),
+            (0x51, 0x202, 0, 0),
+        ] {
+            vcpu.vmcb.rflags.set(rflags);
+            lab.enter(0, 0x1000, word, event);
+            vcpu.inject_open_interrupt();
+            assert_eq!(vcpu.pending_event(), wanted, "{word:#x} {rflags:#x}");
+            let waits = vcpu.vmcb.int_ctl.get() & 1 << 8 != 0;
+            assert_eq!(waits, wanted == 0 && word & (control::V_IRQ | control::WINDOW) != 0);
+            // Cut short, it is pending again; taken, it is not.
+            let cut = if wanted == 0 { 0 } else { injected };
+            lab.exit(0, exit::NPF, cut);
+            if wanted != 0 {
+                assert_eq!(tcb.mr(1) & (control::V_IRQ | control::VECTOR), control::V_IRQ | 0x51);
+                assert_eq!(tcb.mr(2), 0);
+            }
+        }
+        // An exception goes first; the interrupt keeps waiting.
+        let fault = event::VALID | event::TYPE_EXCEPTION | 6;
+        vcpu.vmcb.rflags.set(0x202);
+        lab.enter(0, 0x1000, control::V_IRQ | 0x51, fault);
+        vcpu.inject_open_interrupt();
+        assert_eq!(vcpu.pending_event(), fault);
+        assert_ne!(vcpu.vmcb.int_ctl.get() & 1 << 8, 0);
+    }
+
+    #[test]
     fn windows_are_opened_and_closed() {
         let mut lab = Lab::new();
         let tcb = lab.world.initial;

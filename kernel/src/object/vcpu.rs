@@ -3,8 +3,8 @@
 //! The convention is `abi::vcpu`. A thread inside VMEnter is in state `RunningVm`: runnable, switched like any other, its guest's
 //! state in this object. What the thread is told, it is told by [`Vcpu::publish`]; until then its own registers wait untouched.
 //!
-//! Interrupts: a virtual interrupt is V_IRQ, never EVENTINJ (under icount QEMU's TCG may deliver an injected INTR twice; and
-//! V_IRQ respects IF and the shadow by itself). An interrupt whose delivery a nested page fault cut short is made pending again.
+//! Interrupts: a virtual interrupt is V_IRQ, which respects IF and the shadow by itself; on QEMU's TCG never EVENTINJ, because under
+//! icount it may deliver an injected INTR twice. An interrupt whose delivery a nested page fault cut short is made pending again.
 
 use core::cell::Cell;
 
@@ -14,7 +14,7 @@ use abi::vcpu::{RETURN_EXIT, RETURN_NOTIFICATION, control, event, exit, ioio, wo
 
 use super::tcb::Tcb;
 use crate::arch::x86_64::svm::asid::AsidTag;
-use crate::arch::x86_64::svm::intercept::{FORCED_MISC1, IOPM_WORDS, MSRPM_WORDS};
+use crate::arch::x86_64::svm::intercept::{self, FORCED_MISC1, IOPM_WORDS, MSRPM_WORDS};
 use crate::arch::x86_64::svm::state::compose_int_ctl;
 use crate::arch::x86_64::svm::vmcb::{
     ATTRIBUTE_LONG, CS, DS, EFER_LMA, ES, RFLAGS_IF, SS, Vmcb, int_ctl,
@@ -210,6 +210,20 @@ impl Vcpu {
             event::TYPE_SOFT => {}
             event::TYPE_EXCEPTION if vector == 3 || vector == 4 => {}
             _ => vmcb.eventinj.set(event),
+        }
+    }
+
+    /// Turns a waiting virtual interrupt into an injected one where the guest can take it at once. Cut short, it waits again
+    /// (see [`Vcpu::settle`]), so nothing outside can tell the difference.
+    pub fn inject_open_interrupt(&self) {
+        let vmcb = &self.vmcb;
+        let int_ctl = vmcb.int_ctl.get();
+        let is_window = vmcb.intercept_misc1.get() & intercept::VINTR != 0;
+        let is_open = vmcb.rflags.get() & RFLAGS_IF != 0 && vmcb.int_state.get() & 1 == 0;
+        if int_ctl & int_ctl::V_IRQ != 0 && is_open && !is_window && self.pending_event() == 0 {
+            let vector = int_ctl >> int_ctl::V_INTR_VECTOR_SHIFT & event::VECTOR;
+            vmcb.eventinj.set(event::VALID | event::TYPE_INTR | vector);
+            vmcb.int_ctl.set(int_ctl & !int_ctl::V_IRQ);
         }
     }
 

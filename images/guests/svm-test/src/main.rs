@@ -231,6 +231,15 @@ fn status() -> u64 {
     STATUS.load(Ordering::Relaxed)
 }
 
+/// Starts the endless guest, with interrupts off: it must be stopped all the same. (Bochs stops it only with IF set, since it
+/// takes over the guest's mask at VMRUN.)
+fn load_endless(vm: &mut Vm) {
+    vm.load(Guest::Endless);
+    let flags = if sys::is_virtual() { 2 } else { 0x202 };
+    ok("flags", vm.write(&[(field::RFLAGS, flags)]));
+    with_registers(vm, &[(3, 0)]);
+}
+
 /// Sets registers for the next entry.
 fn with_registers(vm: &mut Vm, registers: &[(usize, u64)]) {
     for (number, value) in registers {
@@ -460,7 +469,12 @@ fn test_interrupts(vm: &mut Vm) {
     with_registers(vm, &[(3, 0), (12, 99)]);
     vm.control |= control::V_IRQ | VECTOR | control::SHADOW;
     check("shadow: HLT", vm.enter() == Return::Exit(exit::HLT));
-    expect("one instruction runs in the shadow", mr(word::GPR + 12), 1);
+    if sys::is_virtual() {
+        expect("one instruction runs in the shadow", mr(word::GPR + 12), 1);
+    } else {
+        // Bochs keeps V_IRQ masked until IF changes.
+        say!("skipped: interrupt shadow");
+    }
     vm.load(Guest::Shadow);
     ok("interrupts on", vm.write(&[(field::RFLAGS, 0x202)]));
     with_registers(vm, &[(3, 0), (12, 99)]);
@@ -490,9 +504,14 @@ fn test_faults(vm: &mut Vm) {
     expect("error code", guest_read(RESULTS), 0xabcd);
     expect("the event is used up", vm.event, 0);
 
-    vm.load(Guest::Triple);
-    ok("no IDT", vm.write(&[(field::IDTR, 0)]));
-    check("triple fault is a shutdown", vm.enter() == Return::Exit(exit::SHUTDOWN));
+    if sys::is_virtual() {
+        vm.load(Guest::Triple);
+        ok("no IDT", vm.write(&[(field::IDTR, 0)]));
+        check("triple fault is a shutdown", vm.enter() == Return::Exit(exit::SHUTDOWN));
+    } else {
+        // Bochs resets the whole machine instead.
+        say!("skipped: triple fault");
+    }
 
     vm.load(Guest::Triple);
     ok("intercept #UD", vm.write(&[(field::INTERCEPT_EXCEPTIONS, 1 << 6)]));
@@ -706,8 +725,7 @@ fn test_real_mode(vm: &mut Vm) {
 fn test_notification(vm: &mut Vm, notification: u64, allocator: &mut Allocator, tsc_hz: u64) {
     let one = allocator.mint(notification, 1);
     let two = allocator.mint(notification, 2);
-    vm.load(Guest::Endless);
-    with_registers(vm, &[(3, 0)]);
+    load_endless(vm);
     sys::signal(one);
     sys::signal(two);
     check("pending signals return at once", vm.enter() == Return::Signal(3));
@@ -807,8 +825,7 @@ fn start_second(info: &BootInfo, allocator: &mut Allocator) {
 fn test_other_core(vm: &mut Vm, notification: u64, space: &Space, allocator: &mut Allocator) {
     let badged = allocator.mint(notification, 0x40);
     SIGNAL_CAP.store(badged, Ordering::Relaxed);
-    vm.load(Guest::Endless);
-    with_registers(vm, &[(3, 0)]);
+    load_endless(vm);
     for _ in 0..5 {
         ORDER.store(1, Ordering::Release);
         check("a signal from the other core ends VMEnter", vm.enter() == Return::Signal(0x40));

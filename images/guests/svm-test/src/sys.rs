@@ -130,6 +130,11 @@ pub fn xmm7() -> u64 {
     value
 }
 
+/// Tells whether the machine says that it is a virtual one (QEMU does, Bochs does not).
+pub fn is_virtual() -> bool {
+    core::arch::x86_64::__cpuid(1).ecx & 1 << 31 != 0
+}
+
 /// Reads the time-stamp counter.
 pub fn tsc() -> u64 {
     // SAFETY: user mode may read it.

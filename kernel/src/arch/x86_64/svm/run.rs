@@ -140,6 +140,8 @@ struct CoreState {
     tsc_aux: Cell<u64>,
     /// The processor has TSC_AUX.
     has_tsc_aux: Cell<bool>,
+    /// An interrupt the guest can take at once is injected rather than left to V_IRQ.
+    injects: Cell<bool>,
 }
 
 // SAFETY: each element is written by its own core only; what others read (`limits`) is written before that core first takes the
@@ -155,6 +157,7 @@ static CORES: [CoreState; MAX_CORES] = [const {
         debug_dirty: Cell::new(true),
         tsc_aux: Cell::new(0),
         has_tsc_aux: Cell::new(false),
+        injects: Cell::new(false),
     }
 }; MAX_CORES];
 
@@ -191,8 +194,26 @@ pub fn init(core: usize) -> u32 {
         // SAFETY: the MSR exists; the kernel does not use it.
         unsafe { wrmsr(MSR_TSC_AUX, 0) };
     }
+    state.injects.set(!is_tcg());
     state.asids.set(features.ebx);
     features.ebx
+}
+
+/// Tells whether QEMU's TCG is the processor: it may deliver an injected interrupt twice (under icount), while Bochs keeps V_IRQ
+/// masked until the guest's IF next changes. Real processors do both right.
+fn is_tcg() -> bool {
+    use core::arch::x86_64::__cpuid;
+    const HYPERVISOR: u32 = 1 << 31;
+    if __cpuid(1).ecx & HYPERVISOR == 0 {
+        return false;
+    }
+    let leaf = __cpuid(0x4000_0000);
+    [leaf.ebx, leaf.ecx, leaf.edx]
+        == [
+            u32::from_le_bytes(*b"TCGT"),
+            u32::from_le_bytes(*b"CGTC"),
+            u32::from_le_bytes(*b"GTCG"),
+        ]
 }
 
 /// Tells what [`init`] found on a core: number of ASIDs, bits of XCR0.
@@ -243,6 +264,9 @@ pub fn enter(core: usize, tcb: Ref<Tcb>) -> bool {
         state.tsc_aux.set(vcpu.tsc_aux.get());
         // SAFETY: the MSR exists and the value was checked to have 32 bits.
         unsafe { wrmsr(MSR_TSC_AUX, vcpu.tsc_aux.get()) };
+    }
+    if state.injects.get() {
+        vcpu.inject_open_interrupt();
     }
     let shadow = vcpu.vmcb.int_state.get() & 1;
     // SAFETY: (1) `init` has enabled SVM on this core and `host` is its own page; (2) the VMCB was set up by `Vcpu::init`, whose
