@@ -1,7 +1,7 @@
 //! Keyed hash of a page: 64x64-bit multiplications folded, two words each.
 //!
 //! The key is secret and drawn at boot, so that a guest cannot prepare colliding pages. A page costs
-//! about 1,700 instructions without vector registers; xxh3 needs about twice that there.
+//! about 1,500 instructions without vector registers; xxh3 needs more than twice that there.
 
 /// Words in a page.
 pub const PAGE_WORDS: usize = 512;
@@ -37,19 +37,21 @@ const fn fold(a: u64, b: u64) -> u64 {
 }
 
 /// Hash of the page whose word `i` is `word(i)`.
+///
+/// One chain: its state stays in the multiplier's own register, five instructions for two words.
 #[inline(always)]
 pub fn page(word: impl Fn(usize) -> u64, key: &Key) -> u64 {
     let [a, b, c] = key.0;
-    let (mut left, mut right) = (c, !c);
+    let mut state = c;
     let mut index = 0;
     while index < PAGE_WORDS {
-        left = fold(word(index) ^ a, word(index + 1) ^ left);
-        right = fold(word(index + 2) ^ b, word(index + 3) ^ right);
-        left = fold(word(index + 4) ^ a, word(index + 5) ^ left);
-        right = fold(word(index + 6) ^ b, word(index + 7) ^ right);
+        state = fold(word(index) ^ a, word(index + 1) ^ state);
+        state = fold(word(index + 2) ^ b, word(index + 3) ^ state);
+        state = fold(word(index + 4) ^ a, word(index + 5) ^ state);
+        state = fold(word(index + 6) ^ b, word(index + 7) ^ state);
         index += 8;
     }
-    mix(fold(left ^ a, right ^ b) ^ c)
+    mix(fold(state ^ a, b) ^ c)
 }
 
 #[cfg(test)]
