@@ -104,8 +104,7 @@ fn prepare(
         modules: &modules,
         cmdline: start.config.cmdline.as_str(),
     };
-    let mut state = boot::load(&image, window)
-        .map_err(|error| text(format_args!("cannot boot the guest's kernel: {error:?}")))?;
+    let mut state = boot::load(&image, window).map_err(|error| text(format_args!("{error}")))?;
     let rip = take_rip(&mut state);
     let _ = state.push((field::TSC_OFFSET, machine.tsc_start.wrapping_neg()));
     VCPU.vcpu_write_state(&state)

@@ -78,6 +78,27 @@ pub enum BootError {
     },
 }
 
+impl core::fmt::Display for BootError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::UnknownFormat => {
+                f.write_str("the kernel is no bzImage, no PVH ELF and no multiboot kernel")
+            }
+            Self::Malformed => f.write_str("the kernel image is damaged"),
+            Self::No64BitEntry => f.write_str("the kernel has no 64-bit entry point"),
+            Self::BadAddress { address } => {
+                write!(f, "the kernel wants to lie at {address:#x}, where there is no free memory")
+            }
+            Self::TooLittleMemory { needed } => {
+                write!(f, "kernel and modules need {} MiB of memory", needed.div_ceil(1 << 20))
+            }
+            Self::CmdlineTooLong { max } => {
+                write!(f, "the kernel takes a command line of {max} bytes at most")
+            }
+        }
+    }
+}
+
 impl From<OutOfRam> for BootError {
     fn from(error: OutOfRam) -> Self {
         Self::BadAddress { address: error.gpa }
