@@ -15,7 +15,7 @@ use crate::limits::MAX_CORES;
 use crate::mem::window::Words;
 use crate::mem::{PhysAddr, Ref};
 use crate::object::endpoint::{Endpoint, EndpointState};
-use crate::object::notification::NotificationState;
+use crate::object::notification::{Notification, NotificationState};
 use crate::object::reply::{Reply, ReplyNext};
 use crate::object::tcb::{Tcb, ThreadState, tcb_slot};
 use crate::sched::SYSCALL_BYTES;
@@ -31,6 +31,7 @@ const PLAIN_INFO: u64 = !(0x1f << 7);
 /// Bits of [`crate::cap::RawCap::top`]: the type, and the rights of an endpoint.
 const TYPE: u32 = 0xf800;
 const ENDPOINT: u32 = (Tag::Endpoint as u32) << 11;
+const NOTIFICATION: u32 = (Tag::Notification as u32) << 11;
 const SEND: u32 = CapRights::WRITE.0 as u32;
 const RECEIVE: u32 = CapRights::READ.0 as u32;
 const ANSWERABLE: u32 = (CapRights::GRANT.0 | CapRights::GRANT_REPLY.0) as u32;
@@ -227,5 +228,48 @@ impl<H: Hw> Kernel<H> {
             endpoint.set(EndpointState::Receive, head, tail);
         }
         Some(self.fast_switch(core, tcb, caller, root))
+    }
+
+    /// Send to a notification that wakes nobody; `false`: nothing was done.
+    #[inline(always)]
+    pub(crate) fn fast_signal(tcb: Ref<Tcb>) -> bool {
+        let Some(cap) = cspace::flat(tcb).find(tcb.reg(register::CAPABILITY)) else { return false };
+        if cap.top() & (TYPE | SEND) != NOTIFICATION | SEND
+            || tcb.reg(register::MESSAGE_INFO) & EXTRA_CAPS != 0
+        {
+            return false;
+        }
+        let notification: Ref<Notification> = Ref::at(cap.addr());
+        match notification.state.get() {
+            NotificationState::Idle => {
+                if notification.bound_tcb.get().is_some() {
+                    return false;
+                }
+                notification.word.set(cap.w1);
+                notification.state.set(NotificationState::Active);
+            }
+            NotificationState::Active => notification.word.set(notification.word.get() | cap.w1),
+            NotificationState::Waiting => return false,
+        }
+        true
+    }
+
+    /// Wait on a notification whose signal is there; `false`: nothing was done.
+    #[inline(always)]
+    pub(crate) fn fast_wait(tcb: Ref<Tcb>) -> bool {
+        let Some(cap) = cspace::flat(tcb).find(tcb.reg(register::CAPABILITY)) else { return false };
+        if cap.top() & (TYPE | RECEIVE) != NOTIFICATION | RECEIVE {
+            return false;
+        }
+        let notification: Ref<Notification> = Ref::at(cap.addr());
+        if notification.state.get() != NotificationState::Active
+            || notification.bound_tcb.get().is_some_and(|bound| bound != tcb)
+        {
+            return false;
+        }
+        // The thread runs, so it has a scheduling context and needs none lent.
+        tcb.set_reg(register::BADGE, notification.word.replace(0));
+        notification.state.set(NotificationState::Idle);
+        true
     }
 }

@@ -366,6 +366,11 @@ impl World {
 
     /// Gets the initial thread going again with its own scheduling context, as an almighty parent would.
     pub fn revive(&mut self) {
+        if (0..CORES).any(|core| self.current(core) == Some(self.initial)) {
+            // It runs, on another core.
+            self.advance(50_000);
+            return;
+        }
         let sc: Ref<SchedContext> = self.object(abi::bootinfo::slot::SCHED_CONTEXT);
         self.kernel.core = 0;
         self.kernel.hw.time += 1000;
@@ -386,6 +391,9 @@ impl World {
         refill::configure_new(sc, budget, 0, 1, now);
         self.kernel.restart(self.initial);
         self.kernel.resume_context(Some(sc));
+        if Kernel::<Model>::is_schedulable(self.initial) && self.current(0) != Some(self.initial) {
+            self.kernel.enqueue(self.initial);
+        }
         self.kernel.start_core(0);
         self.settle();
     }
