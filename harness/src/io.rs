@@ -5,7 +5,7 @@
 //! node or stripe over several.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -102,6 +102,20 @@ const FIRST_SECTOR: u64 = 2048;
 
 /// Sectors of a disk with a partition per client.
 pub const DISK_SECTORS: u64 = FIRST_SECTOR + MAX_CLIENTS as u64 * PARTITION_SECTORS + 64;
+
+/// First sector of client `index`'s partition.
+pub const fn first_sector(index: u16) -> u64 {
+    FIRST_SECTOR + index as u64 * PARTITION_SECTORS
+}
+
+/// Writes into each sector of a buffer its number and its client.
+fn mark(ring: &[AtomicU64], offset: usize, sector: u64, bytes: u32, index: u16) {
+    for at in 0..u64::from(bytes / SECTOR_BYTES) {
+        let place = offset + at as usize * 512;
+        write_bytes(ring, place, &(sector + at).to_le_bytes());
+        write_bytes(ring, place + 8, &u64::from(index).to_le_bytes());
+    }
+}
 
 /// Label of client `index`'s partition.
 pub fn label(index: u16) -> PartitionLabel {
@@ -262,7 +276,7 @@ impl Node {
 fn partition(contents: &mut Contents) {
     let partitions: Vec<(String, u64, u64)> = (0..MAX_CLIENTS as u64)
         .map(|index| {
-            let first = FIRST_SECTOR + index * PARTITION_SECTORS;
+            let first = first_sector(index as u16);
             (format!("disk-{index}"), first, first + PARTITION_SECTORS - 1)
         })
         .collect();
@@ -300,12 +314,14 @@ pub struct Pattern {
     pub reads: u64,
     /// Per cent at random places; the others follow on.
     pub random: u64,
+    /// Per cent that are flushes instead.
+    pub flushes: u64,
 }
 
 impl Pattern {
     /// Random reads of `bytes`.
     pub const fn random_reads(bytes: u32) -> Self {
-        Self { bytes, reads: 100, random: 100 }
+        Self { bytes, reads: 100, random: 100, flushes: 0 }
     }
 }
 
@@ -326,6 +342,9 @@ pub struct Done {
 struct Flight {
     io: u64,
     issued: Nanos,
+    operation: BlkOperation,
+    sector: u64,
+    bytes: u32,
 }
 
 /// Its side of one node.
@@ -366,6 +385,12 @@ pub struct Client {
     thought: usize,
     sequential: u64,
     is_running: bool,
+    /// Sectors whose writes were acknowledged; each holds its number and the client's index.
+    pub written: BTreeSet<u64>,
+    /// Flushes answered, and those answered before a write that was submitted earlier.
+    pub flush_checks: u64,
+    /// See [`flush_checks`](Self::flush_checks).
+    pub flush_failures: u64,
 }
 
 impl Client {
@@ -405,6 +430,9 @@ impl Client {
             thought: 0,
             sequential: 0,
             is_running: false,
+            written: BTreeSet::new(),
+            flush_checks: 0,
+            flush_failures: 0,
         }
     }
 
@@ -451,6 +479,11 @@ impl Client {
         let done = self.between(from, to);
         let reserved = done.iter().filter(|d| d.phase == Phase::Reservation).count();
         reserved as f64 * 100.0 / done.len().max(1) as f64
+    }
+
+    /// I/Os under way.
+    pub fn under_way(&self) -> usize {
+        self.open.len()
     }
 
     fn wants(&self) -> Option<Nanos> {
@@ -510,8 +543,9 @@ impl Client {
         let mut rung = 0;
         while let Some((issued, lane)) = self.wanted.front().copied() {
             let lane = lane.unwrap_or_else(|| self.rng.below(self.lanes.len() as u64) as usize);
-            let pieces = self.pieces();
-            let bytes = self.pattern.bytes / pieces;
+            let is_flush = self.pattern.flushes > 0 && self.rng.below(100) < self.pattern.flushes;
+            let pieces = if is_flush { 1 } else { self.pieces() };
+            let bytes = if is_flush { 0 } else { self.pattern.bytes / pieces };
             let mut reserved = Vec::new();
             for _ in 0..pieces {
                 match self.lanes[lane].client.reserve(bytes) {
@@ -529,13 +563,20 @@ impl Client {
             let io = self.next_io;
             self.open.insert(io, (pieces, BlkStatus::Ok));
             let is_read = self.rng.below(100) < self.pattern.reads;
-            let operation = if is_read { BlkOperation::Read } else { BlkOperation::Write };
-            let mut sector = self.place();
+            let operation = match (is_flush, is_read) {
+                (true, _) => BlkOperation::Flush,
+                (false, true) => BlkOperation::Read,
+                (false, false) => BlkOperation::Write,
+            };
+            let mut sector = if is_flush { 0 } else { self.place() };
             for slot in reserved {
                 let node = self.lanes[lane].node;
                 let report = if self.reports { self.tracker.report(node) } else { (0, 0) };
                 let Lane { client, ring, flights, .. } = &mut self.lanes[lane];
-                flights[usize::from(slot)] = Some(Flight { io, issued });
+                if operation == BlkOperation::Write {
+                    mark(ring, client.data_offset(slot), sector, bytes, self.index);
+                }
+                flights[usize::from(slot)] = Some(Flight { io, issued, operation, sector, bytes });
                 client.submit(ring, slot, operation, sector, bytes, report);
                 sector += u64::from(bytes / SECTOR_BYTES);
             }
@@ -552,7 +593,18 @@ impl Client {
             client.release(ring, done.slot);
             let flight = flights[usize::from(done.slot)].take();
             self.tracker.completed(*node, done.phase);
-            let Some(Flight { io, issued }) = flight else { continue };
+            let Some(Flight { io, issued, operation, sector, bytes }) = flight else { continue };
+            match operation {
+                BlkOperation::Write if done.status == BlkStatus::Ok => {
+                    self.written.extend(sector..sector + u64::from(bytes / SECTOR_BYTES));
+                }
+                BlkOperation::Flush => {
+                    let is_earlier = |f: &Flight| f.io < io && f.operation == BlkOperation::Write;
+                    self.flush_checks += 1;
+                    self.flush_failures += u64::from(flights.iter().flatten().any(is_earlier));
+                }
+                _ => {}
+            }
             let Some((left, worst)) = self.open.get_mut(&io) else { continue };
             *left -= 1;
             if done.status != BlkStatus::Ok {

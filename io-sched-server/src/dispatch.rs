@@ -55,25 +55,29 @@ impl<T: Copy, const Q: usize> Queue<T, Q> {
         if self.len == 0 { None } else { self.entries[usize::from(self.first) % Q].as_ref() }
     }
 
+    #[inline]
     fn push(&mut self, queued: Queued<T>) -> bool {
-        if usize::from(self.len) == Q {
+        if usize::from(self.len) >= Q {
             return false;
         }
-        let at = (usize::from(self.first) + usize::from(self.len)) % Q;
+        // Both are at most Q, which is at most 1024: nothing here can wrap.
+        let at = usize::from(self.first.wrapping_add(self.len)) % Q;
         self.entries[at] = Some(queued);
-        self.len += 1;
+        self.len = self.len.wrapping_add(1);
         true
     }
 
+    #[inline]
     fn pop(&mut self) -> Option<Queued<T>> {
-        let queued =
-            if self.len == 0 { None } else { self.entries[usize::from(self.first)].take() };
-        if queued.is_some() {
-            let next = usize::from(self.first) + 1;
-            self.first = if next == Q { 0 } else { next as u16 };
-            self.len -= 1;
+        if self.len == 0 {
+            return None;
         }
-        queued
+        let first = usize::from(self.first) % Q;
+        let next = self.first.wrapping_add(1);
+        self.first = if usize::from(next) >= Q { 0 } else { next };
+        self.len = self.len.wrapping_sub(1);
+        // Left in place: the length says what counts.
+        self.entries[first]
     }
 }
 
@@ -104,7 +108,8 @@ pub enum Pulled<T> {
 pub struct Dispatcher<P, T, const N: usize, const Q: usize> {
     policy: P,
     queues: [Queue<T, Q>; N],
-    batch: Option<Batch>,
+    /// How the last request may be followed up.
+    batch: Batch,
     batch_max: u32,
 }
 
@@ -119,7 +124,12 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
     /// Empty queues; `batch_max` of 1 turns batches off.
     pub const fn new(policy: P, batch_max: u32) -> Self {
         assert!(Q >= 1 && Q <= 1024, "a queue holds something");
-        Self { policy, queues: [const { Queue::NEW }; N], batch: None, batch_max }
+        Self {
+            policy,
+            queues: [const { Queue::NEW }; N],
+            batch: Batch { client: 0, sector: 0, left: 0 },
+            batch_max,
+        }
     }
 
     /// Changes how many nearby requests may go in a row.
@@ -142,6 +152,7 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         u32::from(self.queues[usize::from(client)].len)
     }
 
+    #[inline]
     /// Queues a request; `false` if the client's queue is full.
     pub fn add(&mut self, now: Nanos, client: NodeId, queued: Queued<T>) -> bool {
         let queue = &mut self.queues[usize::from(client)];
@@ -183,31 +194,31 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         Pulled::Request(Dispatched { client: choice.client, phase: choice.phase(), queued })
     }
 
+    #[inline]
     fn continue_batch(&mut self, now: Nanos) -> Option<Choice> {
-        let batch = self.batch?;
+        let batch = self.batch;
+        if batch.left == 0 {
+            return None;
+        }
         let queue = &self.queues[usize::from(batch.client)];
         let is_near = |front: &Queued<T>| front.sector.abs_diff(batch.sector) <= BATCH_SECTORS;
-        if batch.left > 0
-            && !queue.is_held
+        if !queue.is_held
             && queue.front().is_some_and(is_near)
             && let Some(choice) = self.policy.follow_up(now, batch.client)
         {
             return Some(choice);
         }
-        self.batch = None;
+        self.batch.left = 0;
         None
     }
 
+    #[inline]
     fn note_batch(&mut self, client: NodeId, queued: &Queued<T>) {
-        if self.batch_max <= 1 {
-            return;
-        }
-        let sector = queued.sector + u64::from(queued.bytes) / 512;
-        let left = match self.batch {
-            Some(batch) if batch.client == client => batch.left - 1,
-            _ => self.batch_max - 1,
-        };
-        self.batch = Some(Batch { client, sector, left });
+        let batch = self.batch;
+        let is_next = batch.left > 0 && batch.client == client;
+        let left = if is_next { batch.left } else { self.batch_max };
+        let sector = queued.sector.wrapping_add(u64::from(queued.bytes / 512));
+        self.batch = Batch { client, sector, left: left.saturating_sub(1) };
     }
 
     /// Looks again at a queue whose head was held.
@@ -246,13 +257,13 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
     pub fn detach(&mut self, client: NodeId) {
         self.policy.detach(client);
         self.queues[usize::from(client)] = Queue::NEW;
-        self.batch = self.batch.filter(|batch| batch.client != client);
+        self.batch.left = 0;
     }
 
     /// Puts another policy in place; it is told of every waiting client. The caller attaches the clients first.
     pub fn replace_policy(&mut self, now: Nanos, policy: P) {
         self.policy = policy;
-        self.batch = None;
+        self.batch.left = 0;
         for (client, queue) in self.queues.iter().enumerate() {
             if let (Some(front), false) = (queue.front(), queue.is_held) {
                 let head = front.head();

@@ -173,6 +173,17 @@ pub fn build(
     disk_sectors: u64,
     partitions: &[(&str, u64, u64)],
 ) -> ([u8; SECTOR], [u8; ENTRIES_BYTES]) {
+    build_at(disk_sectors, 1, 2, partitions)
+}
+
+/// The same for a header in sector `at` with its entries from `entries_at` on.
+#[cfg(any(test, feature = "model"))]
+pub fn build_at(
+    disk_sectors: u64,
+    at: u64,
+    entries_at: u64,
+    partitions: &[(&str, u64, u64)],
+) -> ([u8; SECTOR], [u8; ENTRIES_BYTES]) {
     let mut entries = [0u8; ENTRIES_BYTES];
     for (index, (name, first, last)) in partitions.iter().enumerate() {
         let entry = &mut entries[index * 128..][..128];
@@ -188,11 +199,11 @@ pub fn build(
     let words: [(usize, u64, usize); 10] = [
         (8, 0x1_0000, 4),
         (12, 92, 4),
-        (24, 1, 8),
-        (32, disk_sectors - 1, 8),
+        (24, at, 8),
+        (32, disk_sectors - at, 8),
         (40, 34, 8),
         (48, disk_sectors - 34, 8),
-        (72, 2, 8),
+        (72, entries_at, 8),
         (80, 128, 4),
         (84, 128, 4),
         (88, u64::from(crc32(&entries)), 4),

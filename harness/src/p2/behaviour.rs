@@ -20,8 +20,8 @@ use crate::{
 
 fn run_bursts(burst: u16) -> World {
     let bursty = Load::Bursts { count: 128, period: Nanos::from_millis(400) };
-    let pattern = Pattern { bytes: 4096, reads: 100, random: 80 };
-    let steady = Pattern { bytes: 16 << 10, reads: 100, random: 20 };
+    let pattern = Pattern { bytes: 4096, reads: 100, random: 80, flushes: 0 };
+    let steady = Pattern { bytes: 16 << 10, reads: 100, random: 20, flushes: 0 };
     let clients = vec![
         Client::new(0, Controls { burst, ..controls(0, 0, 1) }, bursty, pattern, &[0]),
         Client::new(1, controls(0, 0, 1), Load::Closed(32), steady, &[0]),
@@ -117,7 +117,7 @@ fn run_lateness(policy: Policy, seed: u64) -> (usize, f64) {
     }
     // Sequential neighbours of great weight: they make batches as long as may be.
     for index in 3..6 {
-        let pattern = Pattern { bytes: 4096, reads: 100, random: 0 };
+        let pattern = Pattern { bytes: 4096, reads: 100, random: 0, flushes: 0 };
         let weight = 1 + rng.below(1000) as u32;
         clients.push(Client::new(index, controls(0, 0, weight), Load::Closed(32), pattern, &[0]));
     }

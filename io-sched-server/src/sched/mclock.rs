@@ -21,7 +21,7 @@
 use protocol::{io::Controls, units::Nanos};
 
 use super::{Charge, Choice, Decision, Head, NodeId, Scheduler};
-use crate::heap::{IndexedHeap, is_before};
+use crate::heap::{IndexedHeap, KEY_BITS, is_before};
 
 /// Most share debt of a client served by its reservation, in reference requests: how long after a rise of
 /// throughput it may still wait for the others to catch up. With 32 a dmClock client lost claims, because reports of
@@ -36,6 +36,8 @@ pub const RESERVATION_LAG: Nanos = Nanos(250_000_000);
 pub const ANTICIPATION_MAX: Nanos = Nanos(10_000_000);
 /// Gaps seen before a client's think time is believed.
 const ANTICIPATION_SAMPLES: u8 = 4;
+/// Most service at other servers that one request can report.
+pub const ELSEWHERE_MAX: u32 = 4096;
 /// Most idle credit, in requests (paper, section 3.2).
 const BURST_MAX: u16 = 256;
 
@@ -56,6 +58,14 @@ const fn tag(time: Nanos) -> Tag {
 const fn key(tag: Tag) -> u64 {
     (tag >> FRACTION) as u64
 }
+
+/// How far key `to` is behind key `from`; keys are shorter than a time.
+const fn key_distance(from: u64, to: u64) -> u64 {
+    to.wrapping_sub(from) & ((1 << KEY_BITS) - 1)
+}
+
+/// Farthest a tag may lie ahead of its clock: keys must not wrap, whatever a client claims to have had elsewhere.
+const HORIZON: Tag = tag(Nanos(3_600_000_000_000));
 
 const ROOT: u8 = 0;
 const NO_INNER: u8 = u8::MAX;
@@ -196,6 +206,53 @@ impl Node {
         Nanos(self.think.0.saturating_mul(4).min(ANTICIPATION_MAX.0))
     }
 
+    /// Moves the tags by a request that goes to the device now. `clock` is the reservation clock's tag, `virtual_time` that
+    /// of the node's parent.
+    #[inline(always)]
+    fn charge(&mut self, now: Nanos, clock: Tag, charge: Charge, by: By, virtual_time: &mut Tag) {
+        let cost = u64::from(charge.cost.0);
+        let bytes = u64::from(charge.bytes);
+        if by == By::Reservation {
+            // Served for the byte reservation although not due in requests, or the other way round: that is not
+            // charged ahead.
+            let add = (Tag::from(self.per.reservation) * Tag::from(cost)) >> 16;
+            self.reservation = self.reservation.min(clock) + add;
+            let add = Tag::from(self.per.reservation_bytes) * Tag::from(bytes);
+            self.reservation_bytes = self.reservation_bytes.min(clock) + add;
+        }
+        if self.per.limit | self.per.limit_bytes != 0 {
+            let slack = tag(Nanos(now.0.saturating_sub(LIMIT_SLACK.0)));
+            self.limit = self.limit.max(slack) + Tag::from(self.per.limit);
+            let add = Tag::from(self.per.limit_bytes) * Tag::from(bytes);
+            self.limit_bytes = self.limit_bytes.max(slack) + add;
+        }
+        let step = share_step(self.per.share, cost);
+        if by == By::Share && self.share >= *virtual_time {
+            // The usual case: the least tag, and no debt.
+            *virtual_time = self.share;
+            self.share = self.share.wrapping_add(step);
+            return;
+        }
+        // Pitfall 3: debt has a bound.
+        let most = *virtual_time + share_step(self.per.share, DEBT_REQUESTS << 16).max(step);
+        self.share = (self.share + step).min(most);
+    }
+
+    /// dmClock: what other servers did for the client since its last request here counts like service here.
+    fn count_elsewhere(&mut self, now: Nanos, head: Head, virtual_time: Tag) {
+        // A client's word: it can only hurt itself, and no more than so far.
+        let delta = head.delta.min(ELSEWHERE_MAX);
+        let rho = head.rho.min(delta);
+        let most = tag(now) + HORIZON;
+        let reservation = Tag::from(self.per.reservation) * Tag::from(rho);
+        self.reservation = (self.reservation + reservation).min(most);
+        let limit = Tag::from(self.per.limit) * Tag::from(delta);
+        self.limit = (self.limit + limit).min(most);
+        let most = virtual_time + share_step(self.per.share, u64::from(2 * ELSEWHERE_MAX) << 16);
+        let step = share_step(self.per.share, u64::from(delta) << 16);
+        self.share = (self.share + step).min(most);
+    }
+
     fn learn_think(&mut self, gap: Nanos) {
         if gap > ANTICIPATION_MAX {
             // Truly idle: a client whose gaps become long loses the benefit.
@@ -333,7 +390,7 @@ impl<const N: usize, const G: usize> MClock<N, G> {
     }
 
     /// Puts a node that may be served in its parent's heaps, with its present tags.
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, id: NodeId) {
         let node = &self.nodes[usize::from(id)];
         let parent = usize::from(node.parent);
@@ -402,7 +459,9 @@ impl<const N: usize, const G: usize> MClock<N, G> {
         let clock = self.reservation_clock(arrival);
         // In overload a newcomer joins at the others' lag, not behind all of them.
         let floor = match self.inner[ROOT as usize].by_reservation.top() {
-            Some((due, _)) if is_before(due, clock.0) => Nanos(due),
+            Some((due, _)) if is_before(due, clock.0) => {
+                Nanos(clock.0 - key_distance(due, clock.0))
+            }
             _ => clock,
         };
         let virtual_time = self.inner[usize::from(self.nodes[usize::from(id)].parent)].virtual_time;
@@ -470,57 +529,56 @@ impl<const N: usize, const G: usize> MClock<N, G> {
         }
     }
 
-    /// dmClock: what other servers did for the client since its last request here counts like service here.
-    fn count_elsewhere(&mut self, client: NodeId, head: Head) {
-        if head.delta == 0 {
-            return;
-        }
+    /// Counts what other servers did for a client whose queue was empty, up to the top.
+    fn count_elsewhere(&mut self, now: Nanos, client: NodeId, head: Head) {
         let mut id = Some(client);
         while let Some(at) = id {
             let node = &mut self.nodes[usize::from(at)];
-            node.reservation += Tag::from(node.per.reservation) * Tag::from(head.rho);
-            node.limit += Tag::from(node.per.limit) * Tag::from(head.delta);
-            node.share += share_step(node.per.share, u64::from(head.delta) << 16);
-            let is_placed = at != client && node.state == State::Eligible;
-            if is_placed {
+            let virtual_time = self.inner[usize::from(node.parent)].virtual_time;
+            node.count_elsewhere(now, head, virtual_time);
+            if node.state == State::Eligible {
                 self.place(at);
             }
             id = self.parent_node(at);
         }
     }
 
-    fn charge_node(&mut self, now: Nanos, id: NodeId, charge: Charge, by: By) {
-        let due = by == By::Reservation;
+    /// The groups above a client that was served, from the lowest up: charges, new places, limits reached, run empty.
+    fn serve_groups(
+        &mut self,
+        now: Nanos,
+        choice: Choice,
+        charge: Charge,
+        by: By,
+        next: Option<Head>,
+    ) {
         let clock = tag(self.reservation_clock(now));
-        let parent = usize::from(self.nodes[usize::from(id)].parent);
-        let node = &mut self.nodes[usize::from(id)];
-        let cost = u64::from(charge.cost.0);
-        let bytes = u64::from(charge.bytes);
-        if node.per.reservation != 0 && due {
-            let add = (Tag::from(node.per.reservation) * Tag::from(cost)) >> 16;
-            // Served for the byte reservation although not due in requests: that is not charged ahead.
-            node.reservation = node.reservation.min(clock) + add;
+        let mut by = by;
+        let mut above = self.parent_node(choice.client);
+        while let Some(id) = above {
+            if choice.due == Some(id) {
+                by = By::Reservation;
+            }
+            let node = &mut self.nodes[usize::from(id)];
+            let parent = usize::from(node.parent);
+            node.charge(now, clock, charge, by, &mut self.inner[parent].virtual_time);
+            if let Some(head) = next.filter(|head| head.delta != 0) {
+                node.count_elsewhere(now, head, self.inner[parent].virtual_time);
+            }
+            node.in_device = node.in_device.wrapping_add(1);
+            let limit = node.limit_tag();
+            if self.inner[usize::from(node.inner)].by_share.is_empty() {
+                node.state = State::Idle;
+                self.withdraw(id);
+            } else if limit > tag(now) {
+                node.state = State::Limited;
+                self.withdraw(id);
+                self.limited.set(id, key(limit).wrapping_add(1));
+            } else {
+                self.place(id);
+            }
+            above = self.parent_node(id);
         }
-        if node.per.reservation_bytes != 0 && due {
-            let add = Tag::from(node.per.reservation_bytes) * Tag::from(bytes);
-            node.reservation_bytes = node.reservation_bytes.min(clock) + add;
-        }
-        let slack = tag(Nanos(now.0.saturating_sub(LIMIT_SLACK.0)));
-        if node.per.limit != 0 {
-            node.limit = node.limit.max(slack) + Tag::from(node.per.limit);
-        }
-        if node.per.limit_bytes != 0 {
-            let add = Tag::from(node.per.limit_bytes) * Tag::from(bytes);
-            node.limit_bytes = node.limit_bytes.max(slack) + add;
-        }
-        let step = share_step(node.per.share, cost);
-        let inner = &mut self.inner[parent];
-        if by == By::Share {
-            inner.virtual_time = inner.virtual_time.max(node.share);
-        }
-        // Pitfall 3: debt has a bound.
-        let most = inner.virtual_time + share_step(node.per.share, DEBT_REQUESTS << 16).max(step);
-        node.share = (node.share + step).min(most);
     }
 
     /// Sets the tags of a node after a change of controls, so that the new rate holds from now on.
@@ -574,7 +632,9 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
     }
 
     fn activate(&mut self, now: Nanos, client: NodeId, head: Head) {
-        self.count_elsewhere(client, head);
+        if head.delta != 0 {
+            self.count_elsewhere(now, client, head);
+        }
         self.refill(now, client, head.arrival);
         self.wake(now, client);
     }
@@ -585,7 +645,7 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
         if let Some((due, _)) = self.inner[usize::from(ROOT)].by_reservation.top()
             && !is_before(clock.0, due)
         {
-            let lag = clock.0.wrapping_sub(due);
+            let lag = key_distance(due, clock.0);
             if lag > RESERVATION_LAG.0 {
                 self.behind.0 += lag - RESERVATION_LAG.0;
             }
@@ -597,7 +657,7 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
             return Decision::Serve(Choice { client, due: None, is_near: false });
         }
         match self.limited.top() {
-            Some((until, _)) => Decision::WaitUntil(Nanos(until)),
+            Some((until, _)) => Decision::WaitUntil(Nanos(now.0 + key_distance(now.0, until))),
             None => Decision::Idle,
         }
     }
@@ -619,51 +679,44 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
         Some(Choice { client, due: is_due.then_some(client), is_near: true })
     }
 
+    #[inline]
     fn served(&mut self, now: Nanos, choice: Choice, charge: Charge, next: Option<Head>) {
-        let mut id = choice.client;
+        let client = choice.client;
         let mut by = if choice.is_near { By::Nearness } else { By::Share };
-        loop {
-            if choice.due == Some(id) {
-                by = By::Reservation;
+        if choice.due == Some(client) {
+            by = By::Reservation;
+        }
+        let clock = tag(self.reservation_clock(now));
+        let node = &mut self.nodes[usize::from(client)];
+        let inner = &mut self.inner[usize::from(node.parent)];
+        node.charge(now, clock, charge, by, &mut inner.virtual_time);
+        if let Some(head) = next
+            && head.delta != 0
+        {
+            node.count_elsewhere(now, head, inner.virtual_time);
+        }
+        node.in_device = node.in_device.wrapping_add(1);
+        let limit = node.limit_tag();
+        if next.is_some() && limit <= tag(now) {
+            inner.by_share.set(client, key(node.share));
+            if let Some(due) = node.reservation_tag() {
+                inner.by_reservation.set(client, key(due));
             }
-            self.charge_node(now, id, charge, by);
-            self.nodes[usize::from(id)].in_device += 1;
-            match self.parent_node(id) {
-                Some(group) => id = group,
-                None => break,
+        } else {
+            inner.by_share.remove(client);
+            inner.by_reservation.remove(client);
+            node.state = State::Idle;
+            if next.is_some() {
+                node.state = State::Limited;
+                self.limited.set(client, key(limit).wrapping_add(1));
             }
         }
-        if let Some(head) = next {
-            self.count_elsewhere(choice.client, head);
-        }
-        // From the client up: new places, limits reached, groups run empty.
-        let clock_now = tag(now);
-        let mut id = choice.client;
-        loop {
-            let node = &self.nodes[usize::from(id)];
-            let waits = if node.inner == NO_INNER {
-                next.is_some()
-            } else {
-                !self.inner[usize::from(node.inner)].by_share.is_empty()
-            };
-            if !waits {
-                self.nodes[usize::from(id)].state = State::Idle;
-                self.withdraw(id);
-            } else if node.limit_tag() > clock_now {
-                let until = key(node.limit_tag()).wrapping_add(1);
-                self.nodes[usize::from(id)].state = State::Limited;
-                self.withdraw(id);
-                self.limited.set(id, until);
-            } else {
-                self.place(id);
-            }
-            match self.parent_node(id) {
-                Some(group) => id = group,
-                None => break,
-            }
+        if self.nodes[usize::from(client)].parent != ROOT {
+            self.serve_groups(now, choice, charge, by, next);
         }
     }
 
+    #[inline]
     fn completed(&mut self, now: Nanos, client: NodeId) {
         let mut id = client;
         loop {

@@ -10,10 +10,9 @@ use crate::heap::IndexedHeap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Client {
-    /// Virtual time of one reference request, 16 fractional bits more than the tags.
-    per_cost: u64,
-    /// Start tag of the head, or of the next request to come.
-    start: u64,
+    shares: u32,
+    /// Start tag of the head, or of the next request to come; 32 bits more than a key.
+    start: u128,
 }
 
 /// The policy.
@@ -22,14 +21,22 @@ pub struct Sfq<const N: usize> {
     clients: [Client; N],
     waiting: IndexedHeap<N>,
     /// Start tag of the request served last.
-    virtual_time: u64,
+    virtual_time: u128,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "keys wrap; all keys of a heap are close together"
+)]
+const fn key(tag: u128) -> u64 {
+    (tag >> 32) as u64
 }
 
 impl<const N: usize> Sfq<N> {
     /// Without clients.
     pub const fn new() -> Self {
         Self {
-            clients: [Client { per_cost: 1 << 32, start: 0 }; N],
+            clients: [Client { shares: 1, start: 0 }; N],
             waiting: IndexedHeap::new(),
             virtual_time: 0,
         }
@@ -53,16 +60,13 @@ impl<const N: usize> Scheduler for Sfq<N> {
     }
 
     fn set_controls(&mut self, _: Nanos, node: NodeId, controls: &Controls) {
-        self.clients[usize::from(node)].per_cost = (1 << 42) / u64::from(controls.shares.max(1));
+        self.clients[usize::from(node)].shares = controls.shares.max(1);
     }
 
     fn activate(&mut self, _: Nanos, client: NodeId, _: Head) {
         let state = &mut self.clients[usize::from(client)];
-        // Tags wrap: "later of the two" is asked on the circle.
-        if crate::heap::is_before(state.start, self.virtual_time) {
-            state.start = self.virtual_time;
-        }
-        self.waiting.set(client, state.start);
+        state.start = state.start.max(self.virtual_time);
+        self.waiting.set(client, key(state.start));
     }
 
     fn pick(&mut self, _: Nanos) -> Decision {
@@ -81,12 +85,10 @@ impl<const N: usize> Scheduler for Sfq<N> {
         if !choice.is_near {
             self.virtual_time = state.start;
         }
-        let rise = (u128::from(state.per_cost) * u128::from(charge.cost.0)) >> 16;
-        #[expect(clippy::cast_possible_truncation, reason = "tags wrap")]
-        let rise = rise as u64;
-        state.start = state.start.wrapping_add(rise);
+        // One request at weight 1 is 2^64.
+        state.start += (u128::from(charge.cost.0) << 48) / u128::from(state.shares);
         match next {
-            Some(_) => self.waiting.set(choice.client, state.start),
+            Some(_) => self.waiting.set(choice.client, key(state.start)),
             None => self.waiting.remove(choice.client),
         }
     }
