@@ -52,6 +52,13 @@ fn switched(msr: u32) -> Option<u64> {
     })
 }
 
+/// Offset of the flags in the clock's page.
+const CLOCK_FLAGS: u64 = 29;
+/// Flag: the same on all processors.
+const CLOCK_STABLE: u8 = 1;
+/// Flag: the guest was stopped; it clears this itself.
+const CLOCK_GUEST_STOPPED: u8 = 2;
+
 /// The KVM clock's registers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KvmClock {
@@ -78,12 +85,21 @@ impl KvmClock {
             return Ok(());
         }
         let mut info = [0; 32];
-        // Version (even: consistent), TSC time stamp 0, system time 0, scale, "stable over processors".
+        // Version (even: consistent), TSC time stamp 0, system time 0, scale.
         info[0] = 2;
         info[24..28].copy_from_slice(&base.clock_mul.to_le_bytes());
         info[28] = base.clock_shift as u8;
-        info[29] = 1;
+        info[CLOCK_FLAGS as usize] = CLOCK_STABLE;
         memory.write(value & !1, &info).map_err(|_| GeneralProtection)
+    }
+
+    /// Tells the guest that it stood still, so that its watchdogs do not bark.
+    fn mark_stopped(&self, memory: &mut impl GuestMemory) {
+        if self.system_time & 1 != 0 {
+            let at = (self.system_time & !1).saturating_add(CLOCK_FLAGS);
+            // A page that has gone meanwhile is the guest's loss.
+            let _ = memory.write(at, &[CLOCK_STABLE | CLOCK_GUEST_STOPPED]);
+        }
     }
 
     fn set_wall_clock(
@@ -101,6 +117,11 @@ impl KvmClock {
 }
 
 impl Vmm {
+    /// The guest goes on after it was paused.
+    pub fn resumed(&mut self, memory: &mut impl GuestMemory) {
+        self.clock.mark_stopped(memory);
+    }
+
     /// RDMSR.
     ///
     /// # Errors

@@ -237,6 +237,7 @@ impl Runner {
                 }
                 VmmCommand::Resume => {
                     self.is_paused = false;
+                    self.vmm.resumed(&mut self.window);
                     report(VmEvent::Resumed);
                 }
                 VmmCommand::PowerButton => self.vmm.press_power_button(),

@@ -343,6 +343,9 @@ fn the_kvm_clock_runs_from_tsc_zero() {
     assert_eq!(b.memory.read_u32(0x9018), Ok(TimeBase::new(1_000_000_000).clock_mul));
     b.wrmsr(0x4b56_4d00, 0x9100);
     assert_eq!(b.memory.read_u32(0x9104), Ok(1_700_000_000));
+    let Bench { vmm, memory, .. } = &mut b;
+    vmm.resumed(memory);
+    assert_eq!(b.memory.0[0x901d], 3, "stable, and was stopped");
     // A page outside RAM is the guest's mistake.
     b.words.set(word::EXITINFO1, 1);
     b.set_reg(0, 0xffff_f001);
