@@ -19,7 +19,7 @@ use crate::object::notification::{Notification, NotificationState};
 use crate::object::reply::{Reply, ReplyNext};
 use crate::object::tcb::{Tcb, ThreadState, tcb_slot};
 use crate::sched::SYSCALL_BYTES;
-use crate::{Kernel, Resume};
+use crate::{Action, Kernel, Resume};
 
 /// Length of a message, in its info; above what a message can have it counts as that.
 const LENGTH: u64 = 0x7f;
@@ -230,46 +230,133 @@ impl<H: Hw> Kernel<H> {
         Some(self.fast_switch(core, tcb, caller, root))
     }
 
-    /// Send to a notification that wakes nobody; `false`: nothing was done.
+    /// Send to a notification: notes the signal, or switches to the waiter it wakes; `None`: nothing was done.
     #[inline(always)]
-    pub(crate) fn fast_signal(tcb: Ref<Tcb>) -> bool {
-        let Some(cap) = cspace::flat(tcb).find(tcb.reg(register::CAPABILITY)) else { return false };
+    pub(crate) fn fast_signal(&mut self, tcb: Ref<Tcb>) -> Option<Resume> {
+        let cap = cspace::flat(tcb).find(tcb.reg(register::CAPABILITY))?;
         if cap.top() & (TYPE | SEND) != NOTIFICATION | SEND
             || tcb.reg(register::MESSAGE_INFO) & EXTRA_CAPS != 0
         {
-            return false;
+            return None;
         }
         let notification: Ref<Notification> = Ref::at(cap.addr());
         match notification.state.get() {
             NotificationState::Idle => {
                 if notification.bound_tcb.get().is_some() {
-                    return false;
+                    return None;
                 }
                 notification.word.set(cap.w1);
                 notification.state.set(NotificationState::Active);
+                Some(Resume::User(tcb))
             }
-            NotificationState::Active => notification.word.set(notification.word.get() | cap.w1),
-            NotificationState::Waiting => return false,
+            NotificationState::Active => {
+                notification.word.set(notification.word.get() | cap.w1);
+                Some(Resume::User(tcb))
+            }
+            NotificationState::Waiting => self.fast_wake(tcb, notification, cap.w1),
         }
-        true
     }
 
-    /// Wait on a notification whose signal is there; `false`: nothing was done.
+    /// Switches to the better thread that a signal wakes, each on its own time.
     #[inline(always)]
-    pub(crate) fn fast_wait(tcb: Ref<Tcb>) -> bool {
-        let Some(cap) = cspace::flat(tcb).find(tcb.reg(register::CAPABILITY)) else { return false };
+    fn fast_wake(
+        &mut self,
+        tcb: Ref<Tcb>,
+        notification: Ref<Notification>,
+        badge: u64,
+    ) -> Option<Resume> {
+        let waiter = notification.head.get()?;
+        let sc = waiter.sc.get()?;
+        if waiter.priority.get() <= tcb.priority.get()
+            || waiter.core.get() as usize != self.core
+            || !sc.is_active()
+            || sc.sporadic.get()
+        {
+            return None;
+        }
+        let root = self.space_of(waiter)?;
+        if !self.may_switch() {
+            return None;
+        }
+        let next = waiter.ep_next.replace(None);
+        notification.head.set(next);
+        match next {
+            Some(next) => next.ep_prev.set(None),
+            None => {
+                notification.tail.set(None);
+                notification.state.set(NotificationState::Idle);
+            }
+        }
+        waiter.state.set(ThreadState::Running);
+        waiter.set_reg(register::BADGE, badge);
+        self.this().insert_ready(tcb, false);
+        Some(self.switch_time(tcb, waiter, root))
+    }
+
+    /// Wait on a notification: takes the signal, or blocks and switches to the best ready thread; `None`: nothing was done.
+    #[inline(always)]
+    pub(crate) fn fast_wait(&mut self, tcb: Ref<Tcb>) -> Option<Resume> {
+        let cap = cspace::flat(tcb).find(tcb.reg(register::CAPABILITY))?;
         if cap.top() & (TYPE | RECEIVE) != NOTIFICATION | RECEIVE {
-            return false;
+            return None;
         }
         let notification: Ref<Notification> = Ref::at(cap.addr());
-        if notification.state.get() != NotificationState::Active
-            || notification.bound_tcb.get().is_some_and(|bound| bound != tcb)
-        {
-            return false;
+        if notification.bound_tcb.get().is_some_and(|bound| bound != tcb) {
+            return None;
         }
-        // The thread runs, so it has a scheduling context and needs none lent.
-        tcb.set_reg(register::BADGE, notification.word.replace(0));
-        notification.state.set(NotificationState::Idle);
-        true
+        if notification.state.get() == NotificationState::Active {
+            // The thread runs, so it has a scheduling context and needs none lent.
+            tcb.set_reg(register::BADGE, notification.word.replace(0));
+            notification.state.set(NotificationState::Idle);
+            return Some(Resume::User(tcb));
+        }
+        self.fast_block(tcb, notification)
+    }
+
+    #[inline(always)]
+    fn fast_block(&mut self, tcb: Ref<Tcb>, notification: Ref<Notification>) -> Option<Resume> {
+        if notification.sc.get().is_some() {
+            return None;
+        }
+        let priority = self.this().highest_ready()?;
+        let next = self.this().ready[usize::from(priority)].head?;
+        if next.state.get() != ThreadState::Running || next.yield_to.get().is_some() {
+            return None;
+        }
+        let root = self.space_of(next)?;
+        if !self.may_switch() {
+            return None;
+        }
+        tcb.fault_ip.set(tcb.reg(abi::context::index::RIP).wrapping_sub(SYSCALL_BYTES));
+        tcb.blocking_object.set(notification.addr());
+        tcb.state.set(ThreadState::BlockedOnNotification);
+        let (head, tail) = queue::insert((notification.head.get(), notification.tail.get()), tcb);
+        notification.head.set(head);
+        notification.tail.set(tail);
+        notification.state.set(NotificationState::Waiting);
+        self.this().remove_ready(next);
+        Some(self.switch_time(tcb, next, root))
+    }
+
+    /// Looks at the clock and tells whether a switch may be made here: nobody else has asked for one, and the thread has time left.
+    #[inline(always)]
+    fn may_switch(&mut self) -> bool {
+        self.update_time();
+        let (min, kicks) = (self.min_budget, self.kicks);
+        let this = self.this();
+        kicks == 0
+            && matches!(this.action, Action::Resume)
+            && this.current_sc.is_some_and(|sc| {
+                sc.is_active() && crate::sched::refill::capacity(sc, this.consumed) >= min
+            })
+    }
+
+    /// Switches threads and scheduling contexts.
+    #[inline(always)]
+    fn switch_time(&mut self, from: Ref<Tcb>, to: Ref<Tcb>, root: PhysAddr) -> Resume {
+        let resume = self.fast_switch(self.core, from, to, root);
+        self.switch_context();
+        self.set_next_deadline();
+        resume
     }
 }

@@ -304,7 +304,7 @@ impl<H: Hw> Kernel<H> {
 
     /// Charges the context left and starts to use the one of the new thread.
     #[inline]
-    fn switch_context(&mut self) {
+    pub(crate) fn switch_context(&mut self) {
         let wcet = self.wcet;
         let this = self.this();
         let next = this.current.and_then(|current| current.sc.get());
@@ -325,7 +325,7 @@ impl<H: Hw> Kernel<H> {
     }
 
     /// Arms the timer for the end of the time slice, the next refill, or a timer object, whatever is first.
-    fn set_next_deadline(&mut self) {
+    pub(crate) fn set_next_deadline(&mut self) {
         let this = self.this();
         this.reprogram = false;
         let mut deadline = u64::MAX;

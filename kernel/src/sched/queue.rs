@@ -8,7 +8,7 @@ use crate::{Core, Kernel, Queue};
 
 impl Core {
     /// Puts a thread into its ready queue, at the back or at the front.
-    fn insert_ready(&mut self, tcb: Ref<Tcb>, at_back: bool) {
+    pub(crate) fn insert_ready(&mut self, tcb: Ref<Tcb>, at_back: bool) {
         let priority = tcb.priority.get();
         let queue = &mut self.ready[usize::from(priority)];
         match (queue.head, queue.tail) {
@@ -35,7 +35,7 @@ impl Core {
         tcb.in_ready_queue.set(true);
     }
 
-    fn remove_ready(&mut self, tcb: Ref<Tcb>) {
+    pub(crate) fn remove_ready(&mut self, tcb: Ref<Tcb>) {
         let priority = tcb.priority.get();
         let queue = &mut self.ready[usize::from(priority)];
         let (prev, next) = (tcb.sched_prev.get(), tcb.sched_next.get());

@@ -148,11 +148,17 @@ impl<H: Hw> Kernel<H> {
             return self.leave_stalled();
         }
         let number = tcb.reg(register::NUMBER) as i64;
-        // Signals that wake nobody and waits that find a signal change nothing about who runs. The clock is looked at when the timer
-        // says so.
-        let is_done = (number == Syscall::Send as i64 && Self::fast_signal(tcb))
-            || (number == Syscall::Wait as i64 && Self::fast_wait(tcb));
-        if is_done { Resume::User(tcb) } else { self.slow_syscall(tcb, number) }
+        let resume = if number == Syscall::Send as i64 {
+            self.fast_signal(tcb)
+        } else if number == Syscall::Wait as i64 {
+            self.fast_wait(tcb)
+        } else {
+            None
+        };
+        match resume {
+            Some(resume) => resume,
+            None => self.slow_syscall(tcb, number),
+        }
     }
 
     #[inline]
