@@ -38,7 +38,10 @@ fn millis(count: u64) -> Nanos {
 
 fn ask(world: &mut World, request: &IoRequest) -> IoReply {
     let now = world.now;
-    world.nodes[0].message(now, ROOT_BADGE, request).unwrap()
+    match world.nodes[0].message(now, ROOT_BADGE, request) {
+        Some(reply) => reply,
+        None => unreachable!("every message is answered"),
+    }
 }
 
 fn attach(index: u16) -> IoRequest {
@@ -352,7 +355,10 @@ fn a_broken_table_is_replaced_by_its_copy_and_none_means_no_disk() {
 
 fn start_and_attach(node: &mut Node) -> IoReply {
     let now = node.start(Nanos(0));
-    node.message(now, ROOT_BADGE, &attach(0)).unwrap()
+    match node.message(now, ROOT_BADGE, &attach(0)) {
+        Some(reply) => reply,
+        None => unreachable!("every message is answered"),
+    }
 }
 
 #[test]

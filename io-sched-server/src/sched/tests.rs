@@ -129,11 +129,7 @@ impl Machine {
         }
     }
 
-    fn fill(
-        &mut self,
-        subject: &mut impl Subject,
-        issued: &mut Vec<std::collections::VecDeque<f64>>,
-    ) {
+    fn fill(&mut self, subject: &mut impl Subject, issued: &mut [std::collections::VecDeque<f64>]) {
         while self.device.len() < self.depth {
             let Some(client) = subject.pick(self.now) else { return };
             let at = issued[client].pop_front().unwrap();
