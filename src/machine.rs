@@ -55,8 +55,11 @@ pub enum Clock {
     /// As on the host.
     #[default]
     Host,
-    /// One instruction is one nanosecond: every run is the same.
+    /// One instruction is one nanosecond, idle time is skipped: every run is the same.
     Instructions,
+    /// One instruction is one nanosecond, idle time passes as on the host: for what waits for
+    /// the host (typed input, the disk), on hosts of any load.
+    Patient,
 }
 
 /// How the image is booted.
@@ -163,20 +166,23 @@ impl Machine {
     }
 
     fn command(image: &Image, options: &Options, folder: &Path, socket: &Path) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
+        // However this process ends, the machine ends with it.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
         let mut add = |arguments: &[&str]| {
             command.args(arguments);
         };
-        let instructions = options.clock == Clock::Instructions;
-        if has_nested_svm() && !instructions {
+        if has_nested_svm() && options.clock == Clock::Host {
             add(&["-machine", "q35,accel=kvm", "-cpu", "host"]);
         } else {
             add(&["-machine", "q35,accel=tcg", "-cpu", "EPYC,+svm,+npt"]);
         }
         add(&["-smp", &options.cores.to_string(), "-m", &image.memory_mib.to_string()]);
         add(&["-display", "none", "-nodefaults", "-no-reboot", "-seed", "7"]);
-        if instructions {
-            add(&["-icount", "shift=0,sleep=off"]);
+        match options.clock {
+            Clock::Host => {}
+            Clock::Instructions => add(&["-icount", "shift=0,sleep=off"]),
+            Clock::Patient => add(&["-icount", "shift=0,sleep=on"]),
         }
         let com1 = format!("file,id=com1,path={}", folder.join("kernel.log").display());
         add(&["-chardev", &com1, "-serial", "chardev:com1"]);

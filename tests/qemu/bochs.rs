@@ -75,4 +75,13 @@ pub fn run(runner: &mut Runner) {
         let last: Vec<&str> = said.lines().rev().take(15).collect();
         Err(format!("{passed} checks passed:\n    {}", last.join("\n    ")))
     });
+    runner.case("bochs: svm-test passes on the ryzen model", || {
+        let said = boot("svm-test")?;
+        let is_clean = !said.lines().any(|line| line.starts_with("FAIL "));
+        if is_clean && said.contains(" passed, 0 failed") {
+            return Ok(());
+        }
+        let last: Vec<&str> = said.lines().rev().take(15).collect();
+        Err(format!("not clean:\n    {}", last.join("\n    ")))
+    });
 }

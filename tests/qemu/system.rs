@@ -2,7 +2,7 @@
 
 use ballast::config::Config;
 use ballast::image::{self, Disk};
-use ballast::machine::{EXIT_GOOD, Machine, Options, Writes, exit_status};
+use ballast::machine::{Clock, EXIT_GOOD, Machine, Options, Writes, exit_status};
 use ballast::report::Stats;
 use ballast::session::{Ask, Line, Session, run_folder};
 use protocol::link::{Event, Request, ServerId, Setting, VmState};
@@ -42,7 +42,7 @@ fn start() -> Result<Arc<Session>, Failure> {
     config.system.name = protocol::system::Name::try_from("test").map_err(text)?;
     let image = image::build(&config, Disk::Fresh).map_err(text)?;
     let folder = run_folder(&format!("test-system-{}", std::process::id())).map_err(text)?;
-    let options = Options { writes: Writes::Discard, ..Options::default() };
+    let options = Options { writes: Writes::Discard, clock: Clock::Patient, ..Options::default() };
     let machine = Machine::start(&image, &options, &folder).map_err(text)?;
     Session::start(machine, &folder).map_err(text)
 }
