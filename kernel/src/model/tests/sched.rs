@@ -269,3 +269,38 @@ fn sporadic_refills_join_and_never_exceed_the_budget() {
     }
     assert!(ran > 10, "{ran}");
 }
+
+#[test]
+fn a_signal_switches_to_the_better_waiter_and_each_pays_its_own_time() {
+    let mut world = World::new();
+    world.make(ObjectType::Notification, 0, FREE, 1);
+    let better = world.thread(THREAD, 200, Some(CONTEXT));
+    world.ok(THREAD, Label::TCBResume, &[], &[]);
+    world.call(fixed::TCB, Label::TCBSetPriority as u64, &[100], &[fixed::TCB]);
+    let sc = world.object::<SchedContext>(CONTEXT);
+    let own = world.object::<SchedContext>(fixed::SCHED_CONTEXT);
+    for _ in 0..5 {
+        assert_eq!(world.current(0), Some(better));
+        world.advance(30 * US);
+        let before = own.consumed.get();
+        world.syscall(Syscall::Wait, FREE, 0, &[]);
+        world.check();
+        assert_eq!(world.current(0), Some(world.initial));
+        world.advance(50 * US);
+        let charged = sc.consumed.get();
+        world.syscall(Syscall::Send, FREE, 0, &[]);
+        world.check();
+        assert_eq!(own.consumed.get() - before, 50 * US + 300, "the signaller's time");
+        world.advance(1);
+        assert_eq!(sc.consumed.get(), charged, "not yet charged, it runs");
+    }
+    let used = sc.consumed.get();
+    assert!((4 * 30 * US..=5 * 31 * US).contains(&used), "{used} ticks");
+    // An equal or lesser waiter only becomes ready.
+    world.syscall(Syscall::Wait, FREE, 0, &[]);
+    world.call(fixed::TCB, Label::TCBSetPriority as u64, &[200], &[fixed::TCB]);
+    world.syscall(Syscall::Send, FREE, 0, &[]);
+    assert_eq!(world.current(0), Some(world.initial));
+    assert_eq!(better.state.get(), ThreadState::Running);
+    world.check();
+}
