@@ -175,7 +175,10 @@ impl Machine {
         if has_nested_svm() && options.clock == Clock::Host {
             add(&["-machine", "q35,accel=kvm", "-cpu", "host"]);
         } else {
-            add(&["-machine", "q35,accel=tcg", "-cpu", "EPYC,+svm,+npt"]);
+            // One host thread for all cores: a core that waits for another's lock or wake-up then
+            // costs a turn of a loop, not a turn of the host's scheduler.
+            add(&["-machine", "q35", "-accel", "tcg,thread=single"]);
+            add(&["-cpu", "EPYC,+svm,+npt"]);
         }
         add(&["-smp", &options.cores.to_string(), "-m", &image.memory_mib.to_string()]);
         add(&["-display", "none", "-nodefaults", "-no-reboot", "-seed", "7"]);
