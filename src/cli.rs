@@ -131,9 +131,6 @@ struct Run {
     /// One instruction is one nanosecond and idle time is skipped: every run is the same.
     #[arg(long)]
     icount: bool,
-    /// Emulated cores run in parallel on the host's clock: faster, but only on an idle host.
-    #[arg(long, conflicts_with = "icount")]
-    parallel: bool,
     /// Boots this root-task ELF alone and passes its console through.
     #[arg(long, value_name = "ELF", conflicts_with_all = ["headless", "fresh"])]
     root_task: Option<PathBuf>,
@@ -370,14 +367,7 @@ fn follow_log() -> Result<(), Error> {
 }
 
 fn options(run: &Run) -> Options {
-    let clock = if run.icount {
-        Clock::Instructions
-    } else if run.parallel || crate::machine::has_nested_svm() {
-        Clock::Host
-    } else {
-        // Emulated cores that wait for each other crawl when the host has no core free for each.
-        Clock::Patient
-    };
+    let clock = if run.icount { Clock::Instructions } else { Clock::Host };
     Options { cores: run.cores, clock, ..Options::default() }
 }
 

@@ -17,8 +17,8 @@ END
 # Debian's own boot scripts probe hardware a guest does not have; these do what is left.
 cat >"$root/etc/guest.start" <<'END'
 #!/bin/sh
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
+mountpoint -q /proc || mount -t proc proc /proc
+mountpoint -q /sys || mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -o remount,rw /
 mount -a
