@@ -46,8 +46,8 @@ pub fn figures(figures: &mut Figures) -> Result<(), Error> {
     let stats = stats?;
     let get = |name| counter(&stats, name);
     let mut per = |key: &str, ticks: u64, pages: u64| {
-        if pages > 0 {
-            figures.insert(key.to_owned(), (ticks / pages) as f64);
+        if let Some(ticks_per_page) = ticks.checked_div(pages) {
+            figures.insert(key.to_owned(), ticks_per_page as f64);
         }
     };
     let (scanned, merged) = (get("sharing.scanned"), get("sharing.merged"));
