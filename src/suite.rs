@@ -38,6 +38,7 @@ const PARTS: [Part; 4] = [
             "iso",
             "determinism",
             "bochs",
+            "system",
         ],
     },
 ];

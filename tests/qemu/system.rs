@@ -77,7 +77,8 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Resu
 
 /// Runs the group.
 pub fn run(runner: &mut Runner) {
-    if !runner.wants("system") {
+    let drills_wanted = runner.wants("drills");
+    if !runner.wants("system") && !drills_wanted {
         return;
     }
     let mut started = None;
@@ -100,9 +101,14 @@ pub fn run(runner: &mut Runner) {
         same("host name", web2.expect("hostname")?.as_str(), "web2")
     });
     if up {
-        guests(runner, &session, &mut web1, &mut web2);
-        life(runner, &session, &mut web1, &mut web2);
-        drills(runner, &session, &mut web1, &mut web2);
+        if runner.wants("system") {
+            guests(runner, &session, &mut web1, &mut web2);
+            verbs(runner, &session, &mut web1, &mut web2);
+        }
+        if drills_wanted {
+            life(runner, &session, &mut web2);
+            drills(runner, &session, &mut web1, &mut web2);
+        }
     } else {
         runner.lost("system: everything else", "the VMs did not boot");
     }
@@ -164,7 +170,7 @@ fn guests<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2
 }
 
 /// Verbs on VMs.
-fn life<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2: &mut Shell<'a>) {
+fn verbs<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2: &mut Shell<'a>) {
     let ask = |request: Request| session.ask(request).map_err(text);
     runner.case("system: a paused VM holds still and goes on when resumed", || {
         ask(Request::VmPause(WEB1))?;
@@ -199,6 +205,26 @@ fn life<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2: 
         balloon(Pages(0))?;
         ask(Request::VmSet { vm: WEB1, setting: Setting::Balloon(None) }).map(drop)
     });
+    runner.case("system: a refused request names its reason", || {
+        match session.ask(Request::VmStart(WEB1)) {
+            Err(error) => same("reason", error.to_string().contains("running"), true),
+            Ok(_) => Err("a running VM was started".to_owned()),
+        }
+    });
+    runner.case("system: every server's capabilities are listed", || {
+        let lines = ask(Request::Caps)?;
+        let table = ballast::report::caps(&lines).text();
+        let names = ["root-task", "mem-server", "io-sched-server", "vmm-server.0", "vmm-server.1"];
+        match names.iter().find(|name| !table.contains(**name)) {
+            Some(name) => Err(format!("no capability of {name}")),
+            None => Ok(()),
+        }
+    });
+}
+
+/// VMs come and go.
+fn life(runner: &mut Runner, session: &Session, web2: &mut Shell<'_>) {
+    let ask = |request: Request| session.ask(request).map_err(text);
     runner.case("system: twenty stops and starts give back every page", || {
         let mut free = Vec::new();
         for _ in 0..20 {
@@ -243,21 +269,6 @@ fn life<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2: 
         ask(Request::VmRemove(extra))?;
         let states = ballast::cli::states(session).map_err(text)?;
         same("listed", states.iter().any(|(id, ..)| *id == extra), false)
-    });
-    runner.case("system: a refused request names its reason", || {
-        match session.ask(Request::VmStart(WEB1)) {
-            Err(error) => same("reason", error.to_string().contains("running"), true),
-            Ok(_) => Err("a running VM was started".to_owned()),
-        }
-    });
-    runner.case("system: every server's capabilities are listed", || {
-        let lines = ask(Request::Caps)?;
-        let table = ballast::report::caps(&lines).text();
-        let names = ["root-task", "mem-server", "io-sched-server", "vmm-server.0", "vmm-server.1"];
-        match names.iter().find(|name| !table.contains(**name)) {
-            Some(name) => Err(format!("no capability of {name}")),
-            None => Ok(()),
-        }
     });
 }
 
