@@ -304,12 +304,7 @@ impl Server<'_> {
     }
 
     /// The guest touches a page on the swap area.
-    pub(crate) fn swap_in(
-        &mut self,
-        page: Page,
-        access: u64,
-        mechanism: &mut impl Mechanism,
-    ) -> Fault {
+    pub(crate) fn swap_in(&mut self, page: Page, mechanism: &mut impl Mechanism) -> Fault {
         let Some(transfer) = self.free_transfer() else {
             return Fault::Refused(Refusal::NoMemory);
         };
@@ -330,7 +325,6 @@ impl Server<'_> {
             self.ledger.free_frame(frame);
             return Fault::Refused(Refusal::NoMemory);
         };
-        let _ = access;
         self.change(page.vm, page.index, PageOp::SwapIn, transfer);
         self.transfers[transfer as usize] = Some(Transfer {
             page: Some((page.vm.0 as u8, page.index)),

@@ -700,7 +700,13 @@ impl<'a> Server<'a> {
                 }
             }
             PageState::Compressed => self.decompress(page, base, access, mechanism),
-            PageState::Swapped => self.swap_in(page, access, mechanism),
+            PageState::Swapped if access & access::OVERWRITE != 0 => {
+                // What is on the disk will not be read.
+                self.drop_contents(entry);
+                self.change(page.vm, page.index, PageOp::Discard, 0);
+                self.fill(page, base, mechanism)
+            }
+            PageState::Swapped => self.swap_in(page, mechanism),
             PageState::InFlight => self.touch_in_flight(page, base, mechanism),
         }
     }

@@ -289,6 +289,24 @@ fn compressed_and_swapped_pages_come_back_whole() {
 }
 
 #[test]
+fn a_swapped_page_that_will_be_overwritten_is_not_read() {
+    let mut world = World::new(4, 64, swapping());
+    world.admit(0, 2, Sharing::Vm);
+    world.write(0, 5, INCOMPRESSIBLE | 1);
+    world.server.reclaim_page(VmId(0), 5, &mut world.machine);
+    let (transfer, ok) = world.machine.disk_step(false).unwrap();
+    world.server.swap_done(transfer, ok);
+    let gfn = world.gfn(0, 5);
+    let access = access::WRITE | access::OVERWRITE;
+    assert_eq!(world.server.fault_in(VmId(0), gfn, access, &mut world.machine), Fault::Mapped);
+    world.oracle.remove(&(0, 5));
+    assert!(world.read(0, 5));
+    assert_eq!(world.machine.counters.swap_reads, 0);
+    assert_eq!(world.server.machine_stats().swap_used, 0);
+    world.check();
+}
+
+#[test]
 fn swap_errors_lose_no_page_silently() {
     let mut world = World::new(4, 64, swapping());
     world.admit(0, 2, Sharing::Vm);
