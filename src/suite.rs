@@ -39,6 +39,7 @@ const PARTS: [Part; 4] = [
             "determinism",
             "bochs",
             "system",
+            "drills",
         ],
     },
 ];
