@@ -187,7 +187,7 @@ fn torture_16_an_absurd_start_does_not_stay() {
     // A cloud volume that answers its first 5,000 requests from tokens: capacity looks many times too great, then is learnt anew, and
     // nobody set anything by hand.
     let node = Node::new(config(), Box::new(Bucket::new(1000, 5000)));
-    let mut world = World::new(vec![node], vec![closed(0, controls(0, 0, 1000), 32)]);
+    let mut world = World::new(vec![node], vec![closed(0, controls(0, 0, 1000), 48)]);
     world.run_until(Nanos::from_millis(40));
     let capacity = |world: &mut World| {
         let now = world.now;

@@ -111,6 +111,8 @@ pub struct Dispatcher<P, T, const N: usize, const Q: usize> {
     /// How the last request may be followed up.
     batch: Batch,
     batch_max: u32,
+    /// Requests in all queues.
+    total: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +131,7 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
             queues: [const { Queue::NEW }; N],
             batch: Batch { client: 0, sector: 0, left: 0 },
             batch_max,
+            total: 0,
         }
     }
 
@@ -147,6 +150,11 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         &self.policy
     }
 
+    /// Requests in all queues.
+    pub const fn total_waiting(&self) -> u32 {
+        self.total
+    }
+
     /// Requests of `client` in its queue.
     pub fn waiting(&self, client: NodeId) -> u32 {
         u32::from(self.queues[usize::from(client)].len)
@@ -159,6 +167,7 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         if !queue.push(queued) {
             return false;
         }
+        self.total = self.total.wrapping_add(1);
         if queue.len == 1 && !queue.is_held {
             self.policy.activate(now, client, queued.head());
         }
@@ -181,6 +190,7 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
             // The policy only ever chooses clients it was told of; without a request there is nothing to do.
             return Pulled::Idle;
         };
+        self.total = self.total.wrapping_sub(1);
         let next = match queue.front() {
             Some(front) if is_barrier(&front.item) => {
                 queue.is_held = true;
@@ -256,6 +266,7 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
     /// Forgets a client and its queue.
     pub fn detach(&mut self, client: NodeId) {
         self.policy.detach(client);
+        self.total -= u32::from(self.queues[usize::from(client)].len);
         self.queues[usize::from(client)] = Queue::NEW;
         self.batch.left = 0;
     }

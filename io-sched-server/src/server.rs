@@ -234,10 +234,49 @@ pub struct Server<M: Memory> {
     in_device: u32,
     model: CostModel,
     depth: Depth,
+    capacity: Capacity,
     completed: u64,
     limit_timer: Option<Nanos>,
     /// When to look for requests that the device keeps too long; set while it has any.
     expiry: Option<Nanos>,
+}
+
+/// Reference requests served at full depth before the disk's capacity is believed, and between two corrections.
+const CAPACITY_WINDOW: u64 = 512;
+
+/// What the disk gives when it has as many requests as it may and more wait: nothing is known of a disk that never was
+/// that busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Capacity {
+    estimate: Option<u32>,
+    /// Cost served at full depth since the last correction, 16 fractional bits, and the time that took.
+    cost: u64,
+    time: Nanos,
+    last: Nanos,
+    is_full: bool,
+}
+
+impl Capacity {
+    const NEW: Self =
+        Self { estimate: None, cost: 0, time: Nanos(0), last: Nanos(0), is_full: false };
+
+    fn completed(&mut self, now: Nanos, cost: Cost) {
+        let gap = now.0.saturating_sub(self.last.0);
+        self.last = now;
+        if !core::mem::take(&mut self.is_full) {
+            return;
+        }
+        self.cost += u64::from(cost.0);
+        self.time.0 += gap;
+        if self.cost >> 16 < CAPACITY_WINDOW || self.time.0 == 0 {
+            return;
+        }
+        let rate = u128::from(self.cost) * 1_000_000_000 / (u128::from(self.time.0) << 16);
+        let rate = u32::try_from(rate).unwrap_or(u32::MAX);
+        // Half old, half new: an absurd start is gone after a few windows.
+        self.estimate = Some(self.estimate.map_or(rate, |old| old / 2 + rate / 2));
+        (self.cost, self.time) = (0, Nanos(0));
+    }
 }
 
 const fn group_node(group: u8) -> NodeId {
@@ -260,6 +299,7 @@ impl<M: Memory> Server<M> {
             in_device: 0,
             model: CostModel::new(config.cost),
             depth: Depth::new(depth, config.latency_ceiling),
+            capacity: Capacity::NEW,
             completed: 0,
             limit_timer: None,
             expiry: None,
@@ -473,6 +513,7 @@ impl<M: Memory> Server<M> {
         loop {
             if self.in_device >= self.depth.current() || self.free_tags == 0 {
                 self.depth.note_full();
+                self.capacity.is_full = self.dispatcher.total_waiting() > 0;
                 return;
             }
             match self.dispatcher.pull(now, |item| item.operation == BlkOperation::Flush) {
@@ -529,6 +570,7 @@ impl<M: Memory> Server<M> {
             self.model.completed(now, in_device.since, access);
         }
         self.depth.completed(latency);
+        self.capacity.completed(now, queued.cost);
         self.completed += 1;
         let client = NodeId::from(index);
         self.dispatcher.completed(now, client);
@@ -796,7 +838,7 @@ impl<M: Memory> Server<M> {
     }
 
     fn capacity(&self) -> Option<u32> {
-        self.config.capacity.or_else(|| self.model.capacity())
+        self.config.capacity.or(self.capacity.estimate)
     }
 
     fn set_policy(&mut self, now: Nanos, policy: Policy) {
