@@ -289,7 +289,12 @@ fn vm_verb(asked: &impl Ask, verb: VmVerb) -> Result<(), Error> {
     match verb {
         VmVerb::List { json } => {
             let lines = asked.ask(Request::VmList)?;
-            show(json, &lines, |lines| report::vm_list(lines).text())
+            if json {
+                println!("{:#}", report::vm_list_json(&lines));
+            } else {
+                print!("{}", report::vm_list(&lines).text());
+            }
+            Ok(())
         }
         VmVerb::Start { vm } => on(&vm, Request::VmStart),
         VmVerb::Stop { vm } => on(&vm, Request::VmStop),

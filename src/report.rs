@@ -87,6 +87,17 @@ pub fn vm_list(lines: &[Line]) -> Table {
     table
 }
 
+/// `vm list --json`: one object a VM, states as in the table.
+pub fn vm_list_json(lines: &[Line]) -> Value {
+    let vm = |line: &Line| match line {
+        Line::Vm { vm, name, state } => {
+            Some(json!({"id": vm.0, "name": name, "state": state_name(*state)}))
+        }
+        _ => None,
+    };
+    lines.iter().filter_map(vm).collect()
+}
+
 /// `caps`.
 pub fn caps(lines: &[Line]) -> Table {
     let mut table = Table::new(&["HOLDER", "SLOT", "OBJECT", "RIGHTS", "FOR"]);
@@ -371,6 +382,7 @@ mod tests {
         assert_eq!(json["vms"]["web"]["exits_total"]["cpuid"], 1);
         assert_eq!(json["vms"]["web"]["state"], "running");
         assert_eq!(json["servers"]["mem-server"]["restarts_total"], 0);
+        assert_eq!(super::vm_list_json(&lines)[0]["state"], "running");
         assert!(stats.top(None).contains("web"));
         assert!(stats.top_memory().contains("MCTLTGT"));
     }
