@@ -111,8 +111,6 @@ pub struct Dispatcher<P, T, const N: usize, const Q: usize> {
     /// How the last request may be followed up.
     batch: Batch,
     batch_max: u32,
-    /// Requests in all queues.
-    total: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +129,6 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
             queues: [const { Queue::NEW }; N],
             batch: Batch { client: 0, sector: 0, left: 0 },
             batch_max,
-            total: 0,
         }
     }
 
@@ -150,11 +147,6 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         &self.policy
     }
 
-    /// Requests in all queues.
-    pub const fn total_waiting(&self) -> u32 {
-        self.total
-    }
-
     /// Requests of `client` in its queue.
     pub fn waiting(&self, client: NodeId) -> u32 {
         u32::from(self.queues[usize::from(client)].len)
@@ -167,7 +159,6 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         if !queue.push(queued) {
             return false;
         }
-        self.total = self.total.wrapping_add(1);
         if queue.len == 1 && !queue.is_held {
             self.policy.activate(now, client, queued.head());
         }
@@ -190,7 +181,6 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
             // The policy only ever chooses clients it was told of; without a request there is nothing to do.
             return Pulled::Idle;
         };
-        self.total = self.total.wrapping_sub(1);
         let next = match queue.front() {
             Some(front) if is_barrier(&front.item) => {
                 queue.is_held = true;
@@ -266,7 +256,6 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
     /// Forgets a client and its queue.
     pub fn detach(&mut self, client: NodeId) {
         self.policy.detach(client);
-        self.total -= u32::from(self.queues[usize::from(client)].len);
         self.queues[usize::from(client)] = Queue::NEW;
         self.batch.left = 0;
     }

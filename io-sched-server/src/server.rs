@@ -232,6 +232,8 @@ pub struct Server<M: Memory> {
     tags: [Option<InDevice>; TAGS],
     free_tags: u64,
     in_device: u32,
+    /// Requests in all queues.
+    waiting: u32,
     model: CostModel,
     depth: Depth,
     capacity: Capacity,
@@ -297,6 +299,7 @@ impl<M: Memory> Server<M> {
             tags: [None; TAGS],
             free_tags: u64::MAX,
             in_device: 0,
+            waiting: 0,
             model: CostModel::new(config.cost),
             depth: Depth::new(depth, config.latency_ceiling),
             capacity: Capacity::NEW,
@@ -504,6 +507,7 @@ impl<M: Memory> Server<M> {
         // A ring has as many slots as a queue has places, so this fits.
         let fits = self.dispatcher.add(now, client, queued);
         debug_assert!(fits, "a slot is queued once");
+        self.waiting += u32::from(fits);
     }
 
     // ---- the device
@@ -513,7 +517,7 @@ impl<M: Memory> Server<M> {
         loop {
             if self.in_device >= self.depth.current() || self.free_tags == 0 {
                 self.depth.note_full();
-                self.capacity.is_full = self.dispatcher.total_waiting() > 0;
+                self.capacity.is_full = self.waiting > 0;
                 return;
             }
             match self.dispatcher.pull(now, |item| item.operation == BlkOperation::Flush) {
@@ -529,6 +533,7 @@ impl<M: Memory> Server<M> {
 
     fn start(&mut self, now: Nanos, dispatched: Dispatched<Item>, actions: &mut Actions) {
         let Dispatched { client, phase, queued } = dispatched;
+        self.waiting -= 1;
         let index = usize::from(client);
         let Some(session) = self.sessions[index].as_mut() else { return };
         session.in_device += 1;
@@ -726,6 +731,7 @@ impl<M: Memory> Server<M> {
         };
         session.is_draining = true;
         let in_device = session.in_device;
+        self.waiting -= self.dispatcher.waiting(index);
         self.dispatcher.detach(index);
         if in_device > 0 {
             return IoReply::Draining { in_device };
