@@ -2,8 +2,8 @@
 //!
 //! A server's `main.rs` says `runtime::server!(main);` with `fn main(startup: Startup) -> !`, the
 //! root-task `runtime::root_task!(main, STACK_BYTES);` with `fn main(boot: BootInfoPtr) -> !`. Both
-//! are linked with `runtime/server.ld` and defmt's `defmt.x`; the package's build script passes
-//! `-no-pie --no-dynamic-linker -z max-page-size=4096 -T.../runtime/server.ld -Tdefmt.x`.
+//! are linked with `runtime/server.ld` and defmt's `defmt.x`; the package's build script includes `runtime/link.rs`, which
+//! tells the linker.
 //! Logging is `defmt::info!` and its siblings; frames go to the server's log page.
 #![cfg_attr(not(test), no_std)]
 
