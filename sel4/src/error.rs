@@ -4,27 +4,28 @@ use core::fmt;
 
 /// Why the kernel did not carry out an invocation. Details are in the message registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Error {
     /// An argument has a bad value.
-    InvalidArgument,
+    InvalidArgument = abi::Error::InvalidArgument as u64,
     /// A capability is of the wrong type or lacks rights.
-    InvalidCapability,
+    InvalidCapability = abi::Error::InvalidCapability as u64,
     /// The object cannot do this, or not now.
-    IllegalOperation,
+    IllegalOperation = abi::Error::IllegalOperation as u64,
     /// A value is outside the allowed range.
-    RangeError,
+    RangeError = abi::Error::RangeError as u64,
     /// An address is not aligned.
-    AlignmentError,
+    AlignmentError = abi::Error::AlignmentError as u64,
     /// A slot or a paging structure was not found.
-    FailedLookup,
+    FailedLookup = abi::Error::FailedLookup as u64,
     /// The message is too short.
-    TruncatedMessage,
+    TruncatedMessage = abi::Error::TruncatedMessage as u64,
     /// The destination is occupied.
-    DeleteFirst,
+    DeleteFirst = abi::Error::DeleteFirst as u64,
     /// The object has derived capabilities.
-    RevokeFirst,
+    RevokeFirst = abi::Error::RevokeFirst as u64,
     /// The untyped has too little memory left.
-    NotEnoughMemory,
+    NotEnoughMemory = abi::Error::NotEnoughMemory as u64,
 }
 
 /// Result of an invocation.
@@ -33,35 +34,25 @@ pub type Result<T> = core::result::Result<T, Error>;
 impl Error {
     /// The error behind the label of a reply; an unknown number counts as an illegal operation.
     pub(crate) const fn from_label(label: u64) -> Result<()> {
-        Err(match label {
-            0 => return Ok(()),
-            1 => Self::InvalidArgument,
-            2 => Self::InvalidCapability,
-            4 => Self::RangeError,
-            5 => Self::AlignmentError,
-            6 => Self::FailedLookup,
-            7 => Self::TruncatedMessage,
-            8 => Self::DeleteFirst,
-            9 => Self::RevokeFirst,
-            10 => Self::NotEnoughMemory,
-            _ => Self::IllegalOperation,
+        use abi::Error as Number;
+        Err(match Number::from_number(label) {
+            Some(Number::NoError) => return Ok(()),
+            Some(Number::InvalidArgument) => Self::InvalidArgument,
+            Some(Number::InvalidCapability) => Self::InvalidCapability,
+            Some(Number::RangeError) => Self::RangeError,
+            Some(Number::AlignmentError) => Self::AlignmentError,
+            Some(Number::FailedLookup) => Self::FailedLookup,
+            Some(Number::TruncatedMessage) => Self::TruncatedMessage,
+            Some(Number::DeleteFirst) => Self::DeleteFirst,
+            Some(Number::RevokeFirst) => Self::RevokeFirst,
+            Some(Number::NotEnoughMemory) => Self::NotEnoughMemory,
+            Some(Number::IllegalOperation) | None => Self::IllegalOperation,
         })
     }
 
     /// Its number in the interface.
     pub const fn number(self) -> u64 {
-        match self {
-            Self::InvalidArgument => 1,
-            Self::InvalidCapability => 2,
-            Self::IllegalOperation => 3,
-            Self::RangeError => 4,
-            Self::AlignmentError => 5,
-            Self::FailedLookup => 6,
-            Self::TruncatedMessage => 7,
-            Self::DeleteFirst => 8,
-            Self::RevokeFirst => 9,
-            Self::NotEnoughMemory => 10,
-        }
+        self as u64
     }
 }
 
