@@ -469,7 +469,7 @@ impl ModelKernel {
         self.capabilities.get(&slot).unwrap_or_else(|| panic!("slot {slot:#x} is empty")).kind
     }
 
-    fn remove(&mut self, slot: Slot) {
+    fn remove_children(&mut self, slot: Slot) {
         let children: Vec<Slot> = self
             .capabilities
             .iter()
@@ -479,6 +479,10 @@ impl ModelKernel {
         for child in children {
             self.remove(child);
         }
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        self.remove_children(slot);
         let Some(gone) = self.capabilities.remove(&slot) else { return };
         match gone.kind {
             Kind::Slab => {
@@ -607,15 +611,7 @@ impl Kernel for ModelKernel {
     fn revoke(&mut self, slot: Slot) {
         let capability = self.capabilities.remove(&slot).expect("revoke of nothing");
         self.capabilities.insert(u64::MAX, capability);
-        let children: Vec<Slot> = self
-            .capabilities
-            .iter()
-            .filter(|(_, capability)| capability.parent == Some(slot))
-            .map(|(child, _)| *child)
-            .collect();
-        for child in children {
-            self.remove(child);
-        }
+        self.remove_children(slot);
         let capability = self.capabilities.remove(&u64::MAX).expect("kept above");
         self.capabilities.insert(slot, capability);
     }

@@ -19,6 +19,18 @@ pub trait PhysicalMemory {
     fn bytes(&self, address: u64, length: usize) -> Option<&[u8]>;
 }
 
+/// Physical memory from address 0 on, for tests of whatever reads tables in it.
+#[cfg(test)]
+pub(crate) struct Arena(pub(crate) std::vec::Vec<u8>);
+
+#[cfg(test)]
+impl PhysicalMemory for Arena {
+    fn bytes(&self, address: u64, length: usize) -> Option<&[u8]> {
+        let start = usize::try_from(address).ok()?;
+        self.0.get(start..start.checked_add(length)?)
+    }
+}
+
 /// One entry of the firmware's memory map, as given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapEntry {
@@ -270,15 +282,6 @@ fn padded(body: &[u8]) -> [u8; RSDP_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Arena(std::vec::Vec<u8>);
-
-    impl PhysicalMemory for Arena {
-        fn bytes(&self, address: u64, length: usize) -> Option<&[u8]> {
-            let start = usize::try_from(address).ok()?;
-            self.0.get(start..start.checked_add(length)?)
-        }
-    }
 
     fn put(arena: &mut Arena, at: usize, words: &[u32]) {
         for (i, word) in words.iter().enumerate() {

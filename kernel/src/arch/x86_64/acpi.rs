@@ -181,15 +181,7 @@ fn pm_timer(fadt: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Arena(std::vec::Vec<u8>);
-
-    impl PhysicalMemory for Arena {
-        fn bytes(&self, address: u64, length: usize) -> Option<&[u8]> {
-            let start = usize::try_from(address).ok()?;
-            self.0.get(start..start.checked_add(length)?)
-        }
-    }
+    use crate::boot::loader::Arena;
 
     fn seal(bytes: &mut [u8], at: usize) {
         bytes[at] = 0;
