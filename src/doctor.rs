@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 /// Programs and files a run needs beyond those the build already found.
-const NEEDED: [(&str, &str); 12] = [
+const NEEDED: [(&str, &str); 13] = [
     ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
     ("/usr/bin/busybox", "busybox-static"),
     ("/usr/bin/mmdebstrap", "mmdebstrap"),
+    ("/usr/bin/newuidmap", "uidmap"),
     ("/usr/sbin/sgdisk", "gdisk"),
     ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
     ("/usr/sbin/debugfs", "e2fsprogs"),
@@ -44,6 +45,17 @@ pub fn run() -> Result<(), Error> {
     for (path, package) in NEEDED {
         check(Path::new(path).exists(), path, &format!("apt-get install {package}"));
     }
+    if !rustix::process::geteuid().is_root() {
+        let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
+        let subordinate = |file| has_subordinate_ids(file, &user);
+        let has_ids = subordinate("/etc/subuid") && subordinate("/etc/subgid");
+        let cure = "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER";
+        check(has_ids, "subordinate user and group ids (mmdebstrap without root)", cure);
+        let namespaces = Command::new("unshare").args(["--user", "true"]).output();
+        let allowed = namespaces.is_ok_and(|output| output.status.success());
+        let cure = "as root: sysctl kernel.unprivileged_userns_clone=1; or run ballast as root";
+        check(allowed, "user namespaces (mmdebstrap without root)", cure);
+    }
     let programs = ["kernel", "root-task", "mem-server", "io-sched-server", "vmm-server"];
     for name in programs {
         let path = Path::new(PROGRAMS).join(name);
@@ -75,6 +87,14 @@ pub fn run() -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Build(format!("{problems} problems: see the cures above")))
+}
+
+/// Whether `file` (of the form of subuid(5)) gives ids to this user, by name or number.
+fn has_subordinate_ids(file: &str, user: &str) -> bool {
+    let number = rustix::process::getuid().as_raw().to_string();
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let mut owners = text.lines().filter_map(|line| line.split(':').next());
+    owners.any(|owner| owner == number || (!user.is_empty() && owner == user))
 }
 
 fn free_mib(folder: &Path) -> u64 {

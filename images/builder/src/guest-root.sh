@@ -44,9 +44,11 @@ mkdir -p "$root/etc/inittab.d"
 # A serial console has no use for a shell's terminal tricks.
 echo 'set enable-bracketed-paste off' >"$root/root/.inputrc"
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/doc/* "$root"/usr/share/locale/*
-# mmdebstrap has /proc, /sys and /dev mounted in the tree: the copy leaves them out.
-cp -a --one-file-system "$root" "$image.tree"
+# mmdebstrap has /proc and /sys mounted in the tree: the copy leaves them out. The guest's /dev is the kernel's own, and
+# device files could not be copied without root.
+mkdir "$image.tree"
+trap 'rm -rf "$image.tree"' EXIT # also after an error: without root only this namespace may remove it
+tar -C "$root" --one-file-system --exclude='./dev/*' -cf - . | tar -C "$image.tree" -xpf -
 truncate -s "${mib}M" "$image"
 /usr/sbin/mkfs.ext4 -q -F -b 4096 -L ballast-root -E lazy_itable_init=0,lazy_journal_init=0 -d "$image.tree" "$image"
-rm -rf "$image.tree"
 chmod 644 "$image"
