@@ -11,12 +11,23 @@ struct Part {
     arguments: &'static [&'static str],
 }
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part { name: "format", program: "cargo", arguments: &["fmt", "--all", "--check"] },
     Part {
         name: "lints",
         program: "cargo",
         arguments: &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+    },
+    Part {
+        name: "fuzz targets compile",
+        program: "cargo",
+        arguments: &[
+            "check",
+            "--manifest-path",
+            "fuzz/Cargo.toml",
+            "--no-default-features",
+            "--quiet",
+        ],
     },
     Part {
         name: "unit and component tests",

@@ -107,3 +107,62 @@ fn what_is_no_toml_is_refused() {
     let text = complaint("[host\n");
     assert!(text.contains("test.toml:1:"), "{text}");
 }
+
+/// Every description is answered, never by a panic: the examples with bytes replaced, cut out, doubled and swapped.
+#[test]
+fn mutated_descriptions_are_read_or_refused() {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 16) as usize % below.max(1)
+    };
+    let overcommit = include_str!("../../images/systems/overcommit.toml");
+    let values = [
+        "-1",
+        "0",
+        "1e400",
+        "\"64M\"",
+        "\"99999999999T\"",
+        "[]",
+        "{}",
+        "true",
+        "\"\"",
+        "\u{1f4a9}",
+    ];
+    let mut refused = 0;
+    for round in 0..4000 {
+        let mut text = Vec::from(if round % 2 == 0 { GOOD } else { overcommit });
+        for _ in 0..=random(4) {
+            let (from, to) = (random(text.len()), random(text.len()));
+            let (from, to) = (from.min(to), from.max(to).min(from.min(to) + 40));
+            match random(4) {
+                0 => text[from] = b" \"=[]{},.#\n\x000aM-"[random(16)],
+                1 => drop(text.drain(from..to)),
+                2 => {
+                    let part = text[from..to].to_vec();
+                    let at = random(text.len());
+                    text.splice(at..at, part);
+                }
+                _ => {
+                    let start = text[from..].iter().position(|byte| *byte == b'=');
+                    let Some(start) = start.map(|at| from + at + 1) else { continue };
+                    let rest = text[start..].iter().position(|byte| b",}\n".contains(byte));
+                    let end = rest.map_or(text.len(), |at| start + at);
+                    text.splice(start..end, values[random(values.len())].bytes());
+                }
+            }
+        }
+        let text = String::from_utf8_lossy(&text).into_owned();
+        match Config::parse(&text, Path::new("systems/test.toml")) {
+            Ok(_) => {}
+            Err(Error::Input(why)) => {
+                assert!(why.starts_with("systems/test.toml"), "says where: {why}");
+                refused += 1;
+            }
+            Err(other) => panic!("not an input error: {other}"),
+        }
+    }
+    assert!(refused > 1000, "only {refused} were bad: the mutation does not bite");
+}

@@ -177,20 +177,20 @@ pub trait GuestMemory {
     }
 }
 
-/// Guest RAM in a plain buffer, for tests and for the property tests of other crates.
-#[cfg(test)]
+/// Guest RAM in a plain buffer, for tests and fuzzing.
+#[cfg(any(test, feature = "model"))]
 #[derive(Clone, Debug)]
-pub struct VecMemory(pub std::vec::Vec<u8>);
+pub struct VecMemory(pub alloc::vec::Vec<u8>);
 
-#[cfg(test)]
+#[cfg(any(test, feature = "model"))]
 impl VecMemory {
     /// `size` bytes of zeroed RAM.
     pub fn new(size: usize) -> Self {
-        Self(std::vec![0; size])
+        Self(alloc::vec![0; size])
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "model"))]
 impl GuestMemory for VecMemory {
     fn layout(&self) -> RamLayout {
         RamLayout { low: self.0.len() as u64, high: 0 }

@@ -5,14 +5,21 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "model"))]
+extern crate alloc;
+
 pub mod acpi;
 pub mod boot;
 pub mod cpuid;
 pub mod device;
 pub mod emulate;
+#[cfg(any(test, feature = "model"))]
+pub mod fuzz;
 pub mod guest_memory;
 mod io;
 mod mmio;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 mod msr;
 pub mod pci;
 pub mod time;
