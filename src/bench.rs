@@ -4,19 +4,18 @@
 //! any host. A figure that could not be measured is shown as such and is `null` in JSON.
 
 mod disk;
+mod linux;
 mod memory;
 
 use crate::config::Config;
-use crate::image::{self, Disk, Image};
+use crate::image::{self, Disk};
 use crate::machine::{Clock, EXIT_GOOD, Machine, Options};
 use crate::report::{Stats, Table};
 use crate::session::{Ask, Session, run_folder};
 use crate::{Error, WORKSPACE};
-use protocol::link::{Event, Request, VmState};
-use protocol::units::VmId;
+use protocol::link::Request;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// One figure of the table.
@@ -38,7 +37,7 @@ const fn figure(
 }
 
 /// Peers measured inside the same QEMU by the same guest; seL4's own figures for its kernel.
-const FIGURES: [Figure; 23] = [
+const FIGURES: [Figure; 26] = [
     figure("cpuid_exit", "CPUID, handled in the vmm-server", Some(700.0), "KVM 3070, Xen 5345"),
     figure("hypercall_exit", "null hypercall", None, "KVM 3323, Xen 5471"),
     figure("pio_exit", "read of a 16550 register", Some(1000.0), "KVM+QEMU 5450"),
@@ -58,6 +57,9 @@ const FIGURES: [Figure; 23] = [
         Some(1.10),
         "KVM 1.17, Xen 1.79",
     ),
+    figure("linux_init_minsn", "millions from launch to /init and off", None, "-"),
+    figure("linux_init_bare_minsn", "millions on bare QEMU, without firmware", None, "-"),
+    figure("linux_init_firmware_minsn", "millions of that firmware", None, "-"),
     figure("vm_overhead_kib", "hypervisor's memory for a 128 MiB VM", Some(4096.0), "-"),
     figure("scan_page", "look at a page for sharing", Some(2200.0), "KSM 4340"),
     figure("merge_page", "merge a page, looking included", Some(10_000.0), "KSM 28,000"),
@@ -142,65 +144,6 @@ fn guest_figures(figures: &mut Figures) -> Result<(), Error> {
     Ok(())
 }
 
-/// The time in a line such as `[    1.548123] BALLAST-INIT`.
-fn mark_seconds(console: &str) -> Option<f64> {
-    let line = console.lines().find(|line| line.trim_end().ends_with("BALLAST-INIT"))?;
-    line.split_once('[')?.1.split_once(']')?.0.trim().parse().ok()
-}
-
-/// Linux to /init on Ballast: from the VM's launch to its power-off at /init.
-fn linux_on_ballast() -> Result<f64, Error> {
-    image::progress("booting Linux to /init on Ballast");
-    let session = boot("bench-linux.toml")?;
-    let vm = VmId(0);
-    let seconds = session.wait("power-off of Linux at /init", HANG, |heard| {
-        let time = |wanted: VmState| {
-            heard.events.iter().find_map(|(at, event)| match event {
-                Event::VmState { vm: of, state } if *of == vm && *state == wanted => Some(at.0),
-                _ => None,
-            })
-        };
-        let start = time(VmState::Starting).or_else(|| time(VmState::Running))?;
-        let end = time(VmState::Stopped)?;
-        Some((end - start) as f64 / 1e9)
-    });
-    quit(&session);
-    seconds
-}
-
-/// Linux to /init directly on QEMU: the kernel's clock, which counts from the machine's reset.
-fn linux_on_qemu(image: &Image) -> Result<f64, Error> {
-    image::progress("booting Linux to /init on bare QEMU");
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-machine", "q35,accel=tcg", "-cpu", "EPYC", "-m", "128", "-seed", "7"]);
-    command.args(["-icount", "shift=0,sleep=off", "-display", "none", "-nodefaults"]);
-    command.args(["-no-reboot", "-serial", "stdio"]);
-    command.args(["-append", "console=ttyS0 quiet ballast.mark"]);
-    command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.module);
-    command.stdin(Stdio::null());
-    let output = command.output().map_err(Error::file("qemu-system-x86_64"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    mark_seconds(&text)
-        .ok_or_else(|| Error::Crash(format!("Linux did not reach /init on bare QEMU:\n{text}")))
-}
-
-fn linux_figures(figures: &mut Figures) -> Result<(), Error> {
-    let cache = builder::cache::Cache::open(&image::state_folder().join("guest"))?;
-    let direct = Image {
-        kernel: builder::guest::kernel(&cache, &image::progress)?,
-        module: builder::guest::initramfs(&cache, &image::progress)?,
-        disk: None,
-        memory_mib: 128,
-    };
-    drop(cache);
-    let bare = linux_on_qemu(&direct)?;
-    let ours = linux_on_ballast()?;
-    figures.insert("linux_init_bare_seconds".to_owned(), bare);
-    figures.insert("linux_init_seconds".to_owned(), ours);
-    figures.insert("linux_init_ratio".to_owned(), ours / bare);
-    Ok(())
-}
-
 fn number(value: f64) -> String {
     if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
@@ -215,7 +158,7 @@ pub fn run(json: bool) -> Result<(), Error> {
     let mut problems = Vec::new();
     type Part = fn(&mut Figures) -> Result<(), Error>;
     let parts: [Part; 5] =
-        [kernel_figures, guest_figures, linux_figures, memory::figures, disk::figures];
+        [kernel_figures, guest_figures, linux::figures, memory::figures, disk::figures];
     for part in parts {
         if let Err(error) = part(&mut figures) {
             problems.push(error.to_string());
@@ -270,7 +213,7 @@ fn table(figures: &Figures) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Figures, collect, mark_seconds, table};
+    use super::{Figures, collect, table};
 
     #[test]
     fn figures_are_collected_from_lines() {
@@ -288,11 +231,5 @@ mod tests {
         assert!(text.lines().nth(1).unwrap().contains("701"));
         assert!(text.lines().nth(1).unwrap().contains("no"));
         assert!(text.lines().nth(2).unwrap().contains("not measured"));
-    }
-
-    #[test]
-    fn the_mark_has_a_time() {
-        assert_eq!(mark_seconds("x\n[    1.548123] BALLAST-INIT\r\n"), Some(1.548123));
-        assert_eq!(mark_seconds("BALLAST-INIT"), None);
     }
 }

@@ -86,7 +86,7 @@ pub fn initramfs(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error
     let tree = cache.path("kernel").join("lib/modules");
     let release = find(&tree, "")?;
     let busybox = Path::new("/usr/bin/busybox");
-    let inputs = format!("1 {} {MODULES:?} {INIT}", release.display());
+    let inputs = format!("2 {} {MODULES:?} {INIT}", release.display());
     cache.get("initramfs.cpio", &inputs, |path| {
         let mut cpio = Cpio::default();
         for folder in ["bin", "dev", "modules", "proc", "root", "sys"] {
@@ -96,6 +96,7 @@ pub fn initramfs(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error
         cpio.device("dev/null", 1, 3);
         let program = fs::read(busybox).map_err(at(busybox))?;
         cpio.file("bin/busybox", 0o755, &program);
+        cpio.file("bin/tsc", 0o755, &crate::tsc::program());
         for (module, folder) in MODULES {
             let file = release.join("kernel").join(folder).join(format!("{module}.ko"));
             let bytes = fs::read(&file).map_err(at(&file))?;

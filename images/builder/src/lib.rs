@@ -13,5 +13,6 @@ pub mod elf;
 pub mod guest;
 pub mod iso;
 pub mod target;
+mod tsc;
 
 pub use command::Error;
