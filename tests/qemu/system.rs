@@ -44,15 +44,17 @@ fn state(session: &Session, vm: VmId) -> Result<VmState, Failure> {
     found.map(|(.., state)| *state).ok_or_else(|| format!("VM {} is not listed", vm.0))
 }
 
+/// Waits until the last the target said of `vm` is that it is `wanted`.
 fn wait_state(session: &Session, vm: VmId, wanted: VmState) -> Result<(), Failure> {
-    let deadline = std::time::Instant::now() + HANG;
-    while state(session, vm)? != wanted {
-        if std::time::Instant::now() > deadline {
-            return Err(format!("VM {} is not {wanted:?}", vm.0));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
+    let what = format!("VM {} {wanted:?}", vm.0);
+    let waited = session.wait(&what, HANG, |heard| {
+        let last = heard.events.iter().rev().find_map(|(_, event)| match event {
+            Event::VmState { vm: of, state } if *of == vm => Some(*state),
+            _ => None,
+        });
+        (last == Some(wanted)).then_some(())
+    });
+    waited.map_err(text)
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Result<(), Failure> {
@@ -163,9 +165,9 @@ fn verbs<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2:
         ask(Request::VmPause(WEB1))?;
         same("state", state(session, WEB1)?, VmState::Paused)?;
         web1.start("echo awake")?;
-        std::thread::sleep(Duration::from_secs(2));
+        // Two seconds of the other VM: long enough for an answer, if one came.
+        web2.expect("sleep 2")?;
         same("output while paused", web1.pending().contains("awake\r"), false)?;
-        web2.expect("true")?;
         ask(Request::VmResume(WEB1))?;
         let output = web1.finish(HANG)?;
         same("output", output.text.contains("awake"), true)
@@ -259,45 +261,90 @@ fn life(runner: &mut Runner, session: &Session, web2: &mut Shell<'_>) {
     });
 }
 
-/// A loop that writes numbered records, each synced before it counts as written.
-const WRITER: &str = "i=0; rm -f log; while [ $i -lt 400 ]; do i=$((i+1)); \
+/// A loop that writes numbered records, each synced before it counts as written, and says at the end the longest time one
+/// took, in microseconds of the guest's clock.
+const WRITER: &str = "i=0; w=0; rm -f log; p=${EPOCHREALTIME/./}; while [ $i -lt 400 ]; do i=$((i+1)); \
                       echo record $i >>log; sync -d log || break; echo $i >/dev/shm/acknowledged; \
-                      done";
+                      [ $i -ne 40 ] || echo WRITING; t=${EPOCHREALTIME/./}; \
+                      [ $((t-p)) -le $w ] || w=$((t-p)); p=$t; done; echo WORST $w END";
+/// All records are there, on the disk and in order.
+const VERIFY: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; n=$(cat /dev/shm/acknowledged); \
+                      test $n -eq 400 && test $(wc -l <log) -eq 400 && seq -f 'record %g' 400 | cmp - log";
+/// Most a record may take, whatever is killed: a writer that stood still for longer was hurt.
+const STALL_MAX: Duration = Duration::from_secs(5);
+
+/// Starts the writer and waits until it is well under way.
+fn start_writer(shell: &mut Shell<'_>) -> Result<(), Failure> {
+    shell.start(WRITER)?;
+    shell.wait("writing", HANG, |text| text.contains("WRITING").then_some(()))
+}
+
+/// Waits for the writer's end; the longest time a record took.
+fn worst_stall(shell: &mut Shell<'_>) -> Result<Duration, Failure> {
+    let output = shell.finish(HANG)?;
+    same("status of the writer", output.status, 0)?;
+    let worst = output.text.split("WORST ").nth(1).and_then(|rest| rest.split(" END").next());
+    let micros = worst.and_then(|word| word.trim().parse().ok());
+    let stall = micros.map(Duration::from_micros).ok_or("the writer said no stall")?;
+    if stall > STALL_MAX {
+        return Err(format!("a record took {stall:?}, more than {STALL_MAX:?}"));
+    }
+    Ok(stall)
+}
+
+/// Time between a server's fault and its serving again, as the target measured it.
+fn downtime(session: &Session, wanted: ServerId) -> Result<Duration, Failure> {
+    let restart = session.wait("restart of a server", HANG, |heard| {
+        heard.events.iter().find_map(|(_, event)| match event {
+            Event::ServerRestarted { server, downtime } if *server == wanted => Some(*downtime),
+            _ => None,
+        })
+    });
+    restart.map(|nanos| Duration::from_nanos(nanos.0)).map_err(text)
+}
 
 /// Servers are killed under load.
 fn drills<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2: &mut Shell<'a>) {
     let ask = |request: Request| session.ask(request).map_err(text);
-    let verify = "sync; echo 3 >/proc/sys/vm/drop_caches; n=$(cat /dev/shm/acknowledged); \
-                  test $n -eq 400 && test $(wc -l <log) -eq 400 && \
-                  seq -f 'record %g' 400 | cmp - log";
-    runner.case("system: the io-sched-server is killed under load and nothing is lost", || {
-        web1.start(WRITER)?;
-        std::thread::sleep(Duration::from_secs(2));
+    let mut figures = Vec::new();
+    runner.case("drills: a writer undisturbed", || {
+        start_writer(web1)?;
+        figures.push(("worst record, undisturbed", worst_stall(web1)?));
+        web1.expect(VERIFY).map(drop)
+    });
+    runner.case("drills: the io-sched-server is killed under load and nothing is lost", || {
+        start_writer(web1)?;
         ask(Request::Kill(ServerId::Io))?;
-        session
-            .wait("restart of the io-sched-server", HANG, |heard| {
-                heard.events.iter().find_map(|(_, event)| match event {
-                    Event::ServerRestarted { server: ServerId::Io, downtime } => Some(*downtime),
-                    _ => None,
-                })
-            })
-            .map_err(text)?;
-        same("status of the writer", web1.finish(HANG)?.status, 0)?;
-        web1.expect(verify).map(drop)
+        figures.push(("io-sched-server out of service", downtime(session, ServerId::Io)?));
+        figures.push(("worst record, io-sched-server killed", worst_stall(web1)?));
+        web1.expect(VERIFY).map(drop)
     });
     runner.case(
-        "system: a vmm-server is killed while both write: the other VM is unharmed",
+        "drills: a vmm-server is killed while both write: the other VM is unharmed",
         || {
-            web2.start(WRITER)?;
-            web1.start(WRITER)?;
-            std::thread::sleep(Duration::from_secs(2));
+            start_writer(web2)?;
+            start_writer(web1)?;
             ask(Request::Kill(ServerId::Vmm(WEB2)))?;
             wait_state(session, WEB2, VmState::Crashed)?;
-            same("status of the writer", web1.finish(HANG)?.status, 0)?;
-            web1.expect(verify)?;
+            figures.push(("worst record, the other VM killed", worst_stall(web1)?));
+            web1.expect(VERIFY)?;
             ask(Request::VmStart(WEB2))?;
             web2.skip();
             web2.log_in()
         },
     );
+    runner.case("drills: the mem-server is killed: its VMs end as crashed and start again", || {
+        ask(Request::Kill(ServerId::Mem))?;
+        figures.push(("mem-server out of service", downtime(session, ServerId::Mem)?));
+        for (vm, shell) in [(WEB1, &mut *web1), (WEB2, &mut *web2)] {
+            wait_state(session, vm, VmState::Crashed)?;
+            ask(Request::VmStart(vm))?;
+            shell.skip();
+            shell.log_in()?;
+        }
+        web1.expect("test $(wc -l <log) -eq 400").map(drop)
+    });
+    for (name, value) in figures {
+        runner.figure(name, &format!("{:.2} ms", value.as_secs_f64() * 1e3));
+    }
 }

@@ -43,6 +43,11 @@ impl Runner {
         result.is_ok()
     }
 
+    /// Prints a figure a case measured, beside its name.
+    pub fn figure(&self, name: &str, value: &str) {
+        println!("figure {name}: {value}");
+    }
+
     /// Counts a case that could not be run because an earlier one failed.
     pub fn lost(&mut self, name: &str, why: &str) {
         println!("test {name} ... FAILED (not run: {why})");
