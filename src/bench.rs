@@ -110,12 +110,13 @@ fn kernel_figures(figures: &mut Figures) -> Result<(), Error> {
     }
 }
 
-fn boot(system: &str) -> Result<std::sync::Arc<Session>, Error> {
+/// Boots a system on `cores` cores. On one, the instructions between two looks at the clock are all of whoever looks.
+fn boot(system: &str, cores: u32) -> Result<std::sync::Arc<Session>, Error> {
     let path = Path::new(WORKSPACE).join("images/systems").join(system);
     let config = Config::load(&path)?;
     let image = image::build(&config, Disk::Keep)?;
     let folder = run_folder(&format!("bench-{}", std::process::id()))?;
-    Session::start(Machine::start(&image, &options(), &folder)?, &folder)
+    Session::start(Machine::start(&image, &Options { cores, ..options() }, &folder)?, &folder)
 }
 
 fn quit(session: &Session) {
@@ -127,7 +128,7 @@ fn quit(session: &Session) {
 /// Exits, measured by a bare-metal guest.
 fn guest_figures(figures: &mut Figures) -> Result<(), Error> {
     image::progress("measuring exits with a bare-metal guest");
-    let session = boot("bench.toml")?;
+    let session = boot("bench.toml", 2)?;
     let console = session.wait("end of the guest's measurements", HANG, |heard| {
         let console = heard.consoles.get(&0)?;
         let text = String::from_utf8_lossy(console.since(0)).into_owned();

@@ -110,7 +110,7 @@ fn firmware(module: &Path) -> Result<u64, Error> {
 /// From the VM's launch to its power-off at /init.
 fn on_ballast() -> Result<f64, Error> {
     image::progress("booting Linux to /init on Ballast");
-    let session = boot("bench-linux.toml")?;
+    let session = boot("bench-linux.toml", 2)?;
     let vm = VmId(0);
     let instructions = session.wait("power-off of Linux at /init", HANG, |heard| {
         let time = |wanted: VmState| {

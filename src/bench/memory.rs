@@ -40,7 +40,7 @@ fn scanned(session: &Session) -> Result<Stats, Error> {
 /// Instructions per scanned, merged and broken page, and the scanner's part of all time.
 pub fn figures(figures: &mut Figures) -> Result<(), Error> {
     crate::image::progress("measuring page sharing with two Linux VMs");
-    let session = boot("bench-share.toml")?;
+    let session = boot("bench-share.toml", 1)?;
     let stats = scanned(&session);
     quit(&session);
     let stats = stats?;
