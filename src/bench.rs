@@ -110,16 +110,25 @@ fn kernel_figures(figures: &mut Figures) -> Result<(), Error> {
     }
 }
 
-/// Boots a system on `cores` cores. On one, the instructions between two looks at the clock are all of whoever looks.
 fn boot(system: &str, cores: u32) -> Result<std::sync::Arc<Session>, Error> {
     let path = Path::new(WORKSPACE).join("images/systems").join(system);
-    let config = Config::load(&path)?;
-    let image = image::build(&config, Disk::Keep)?;
+    start(&Config::load(&path)?, cores)
+}
+
+/// Boots a system by instruction count on `cores` cores. On one, the instructions between two looks at the clock are all of whoever
+/// looks.
+///
+/// # Errors
+///
+/// If the image cannot be made or QEMU does not start.
+pub(crate) fn start(config: &Config, cores: u32) -> Result<std::sync::Arc<Session>, Error> {
+    let image = image::build(config, Disk::Keep)?;
     let folder = run_folder(&format!("bench-{}", std::process::id()))?;
     Session::start(Machine::start(&image, &Options { cores, ..options() }, &folder)?, &folder)
 }
 
-fn quit(session: &Session) {
+/// Ends a system and forgets its folder.
+pub(crate) fn quit(session: &Session) {
     let _ = session.ask(Request::Quit { code: EXIT_GOOD });
     let _ = session.wait_end(Duration::from_secs(10));
     let _ = std::fs::remove_dir_all(session.folder());

@@ -1,6 +1,6 @@
 //! `ballast reproduce`: runs the papers' experiments and says which claims hold.
 //!
-//! Everything runs on virtual time on the host; two runs print and write the same bytes.
+//! Everything runs on virtual time, on the host or (P4-E5) in QEMU by instruction count; two runs print and write the same bytes.
 
 mod p2;
 mod p4;
@@ -17,8 +17,8 @@ pub struct Paper {
     pub name: &'static str,
     /// Names of its experiments.
     pub ids: &'static [&'static str],
-    /// Runs one.
-    pub run: fn(&str) -> Option<Outcome>,
+    /// Runs one; nothing if there is none of this name.
+    pub run: fn(&str) -> Result<Option<Outcome>, Error>,
 }
 
 /// The papers that can be reproduced.
@@ -60,7 +60,7 @@ pub fn run(
     let mut failed = Vec::new();
     let mut objects = Vec::new();
     for (paper, id) in select(selectors)? {
-        let Some(outcome) = (paper.run)(id) else { continue };
+        let Some(outcome) = (paper.run)(id)? else { continue };
         if !outcome.is_reproduced() {
             failed.push(id);
         }
