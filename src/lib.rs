@@ -19,6 +19,8 @@ pub mod reproduce;
 pub mod session;
 pub mod suite;
 pub mod symbols;
+#[cfg(test)]
+mod tidy;
 
 pub use error::Error;
 
