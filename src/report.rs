@@ -1,6 +1,6 @@
 //! What the host command prints: tables, `top`, events, and the same as JSON.
 
-use crate::session::{Line, server_name};
+use crate::session::{Line, refusal_text, server_name};
 use protocol::link::{EXIT_KINDS, Event, MachineStats, ServerId, StopReason, VmState, VmStats};
 use protocol::units::{Nanos, Pages, VmId};
 use serde_json::{Map, Value, json};
@@ -331,8 +331,9 @@ fn stop_reason(reason: StopReason) -> String {
             format!("did what is not supported at {ip:#x} (exit code {code:#x})")
         }
         StopReason::BadImage => "its image could not be loaded".to_owned(),
-        StopReason::Memory => "memory it needed could not be had".to_owned(),
+        StopReason::Memory => "its memory was lost with the mem-server".to_owned(),
         StopReason::ServerFault => "its vmm-server was ended by a fault".to_owned(),
+        StopReason::Refused(refusal) => format!("not started: {}", refusal_text(refusal)),
     }
 }
 

@@ -148,6 +148,20 @@ pub fn refusal_text(refusal: Refusal) -> String {
         Refusal::Unsupported => "this system cannot do that".to_owned(),
         Refusal::Server(server) => format!("{} did not do its part", server_name(server)),
         Refusal::Malformed => "the target did not understand the request".to_owned(),
+        Refusal::ServerMemory { asked, free } => format!(
+            "memory for servers is short: {} KiB asked in one piece, {} KiB free; raise host.kernel_memory",
+            asked.bytes() >> 10,
+            free.bytes() >> 10
+        ),
+        Refusal::Slots { asked, free } => {
+            format!("capability slots are short: {asked} asked, {free} free; stop a VM")
+        }
+        Refusal::Swap { needed, available } => format!(
+            "swap space is short: limits less reservations of all VMs need {} MiB, host.swap is {} MiB; \
+             raise it, or a reservation",
+            mib(needed),
+            mib(available)
+        ),
     }
 }
 

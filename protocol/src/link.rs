@@ -200,6 +200,27 @@ pub enum Refusal {
     Server(ServerId),
     /// The request could not be decoded.
     Malformed,
+    /// Memory for servers and kernel objects is short.
+    ServerMemory {
+        /// Pages asked for, in one piece.
+        asked: Pages,
+        /// Pages free, in whatever pieces.
+        free: Pages,
+    },
+    /// Capability slots of the root-task are short.
+    Slots {
+        /// Neighbouring slots asked for.
+        asked: u64,
+        /// Slots free.
+        free: u64,
+    },
+    /// Swap space is short: what all limits less reservations need and what there is.
+    Swap {
+        /// Pages needed.
+        needed: Pages,
+        /// Pages of the swap partition.
+        available: Pages,
+    },
 }
 
 /// State of a VM.
@@ -239,10 +260,12 @@ pub enum StopReason {
     },
     /// The guest's image could not be loaded.
     BadImage,
-    /// Memory it needed could not be had.
+    /// The mem-server ended, and the guest's memory with it.
     Memory,
     /// Its vmm-server was ended by a fault.
     ServerFault,
+    /// It could not be started.
+    Refused(Refusal),
 }
 
 /// What may happen at any time.

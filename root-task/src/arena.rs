@@ -39,10 +39,20 @@ pub struct Place {
 /// Why an arena could not give what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
-    /// No untyped memory is left for kernel objects and servers.
-    Memory,
-    /// No slots are left in the root-task's CSpace.
-    Slots,
+    /// Untyped memory for kernel objects and servers.
+    Memory {
+        /// Bytes asked for, in one piece.
+        asked: u64,
+        /// Bytes free, in whatever pieces.
+        free: u64,
+    },
+    /// Slots of the root-task's CSpace.
+    Slots {
+        /// Neighbouring slots asked for.
+        asked: u64,
+        /// Slots free, wherever they are.
+        free: u64,
+    },
 }
 
 impl Arena {
@@ -84,10 +94,11 @@ impl Arena {
         slots: &mut Slots,
         kernel: &mut impl Kernel,
     ) -> Result<(), Shortage> {
+        let short = Shortage::Memory { asked: 1 << bits, free: untypeds.free_bytes() };
         if self.parts.is_full() {
-            return Err(Shortage::Memory);
+            return Err(short);
         }
-        let block = untypeds.alloc(bits, slots, kernel).ok_or(Shortage::Memory)?;
+        let block = untypeds.alloc(bits, slots, kernel).ok_or(short)?;
         let _ = self.parts.push(Part { block, used: 0 });
         Ok(())
     }
@@ -111,7 +122,8 @@ impl Arena {
         let bytes = count << bits;
         let needed = bytes.next_power_of_two().ilog2() as u8;
         self.grow(needed.max(GROWTH_BITS).max(BLOCK_BITS_MIN), untypeds, slots, kernel)?;
-        self.try_place(bits, count).ok_or(Shortage::Memory)
+        self.try_place(bits, count)
+            .ok_or(Shortage::Memory { asked: bytes, free: untypeds.free_bytes() })
     }
 
     fn try_place(&mut self, bits: u8, count: u64) -> Option<Place> {
@@ -132,13 +144,14 @@ impl Arena {
     ///
     /// [`Shortage`] of slots.
     pub fn slots(&mut self, count: u64, slots: &mut Slots) -> Result<Run, Shortage> {
-        let run = slots.alloc(count).ok_or(Shortage::Slots)?;
+        let short = Shortage::Slots { asked: count, free: slots.free_count() };
+        let run = slots.alloc(count).ok_or(short)?;
         match self.runs.last_mut() {
             Some(last) if last.start + last.count == run.start => last.count += run.count,
             _ => {
                 if self.runs.push(run).is_err() {
                     slots.free(run);
-                    return Err(Shortage::Slots);
+                    return Err(short);
                 }
             }
         }
@@ -213,6 +226,7 @@ mod tests {
         assert!(arena.place(12, 1, &mut untypeds, &mut slots, &mut Model).is_ok());
         assert!(arena.place(12, 256, &mut untypeds, &mut slots, &mut Model).is_ok());
         let too_much = arena.place(12, 4096, &mut untypeds, &mut slots, &mut Model);
-        assert_eq!(too_much, Err(Shortage::Memory));
+        let free = untypeds.free_bytes();
+        assert_eq!(too_much, Err(Shortage::Memory { asked: 16 << 20, free }));
     }
 }

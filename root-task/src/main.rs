@@ -103,7 +103,7 @@ fn main(boot: BootInfoPtr) -> ! {
 
 fn usable_memory(boot: &BootInfoPtr) -> Objects {
     let mut objects =
-        Objects { slots: Slots::new(), untypeds: Untypeds::new(), caps: CapMap::new() };
+        Objects { top: None, slots: Slots::new(), untypeds: Untypeds::new(), caps: CapMap::new() };
     objects.slots.manage(boot.empty().start(), boot.empty().end());
     let slots = boot.untyped().start()..;
     for (slot, untyped) in slots.zip(boot.untyped_list()) {
@@ -171,7 +171,9 @@ impl DeviceMemory {
             untyped.untyped_retype(&blueprint, &root, halves, 2).tried("split device memory")?;
             *piece = (halves, start, bits - 1);
             let high = (halves + 1, start + (1 << (bits - 1)), bits - 1);
-            self.pieces.push(high).map_err(|_| Fail::Short(Shortage::Slots))?;
+            self.pieces
+                .push(high)
+                .map_err(|_| Fail::Archive("device memory is in too many pieces"))?;
         }
     }
 }
@@ -247,6 +249,7 @@ impl Root {
             .map_err(|_| Fail::Archive("the system description is damaged"))?;
         let mut objects = usable_memory(boot);
         let mut core = Core::new(&mut objects, boot, system.machine_memory)?;
+        objects.make_top(&mut core.arena, boot.init_thread_cnode_size_bits())?;
         let (serial, serial_irq, timer, exit_port, reply) =
             Self::own_devices(&mut objects, &mut core)?;
         core.wall_seconds = Self::wall_seconds(&mut objects, &mut core)?;
@@ -817,8 +820,11 @@ impl Root {
 
 fn refusal(fail: Fail) -> Refusal {
     match fail {
-        Fail::Short(Shortage::Memory) => Refusal::Memory { asked: Pages(0), available: Pages(0) },
-        Fail::Short(Shortage::Slots) => Refusal::Full,
+        Fail::Short(Shortage::Memory { asked, free }) => Refusal::ServerMemory {
+            asked: Pages(asked.div_ceil(PAGE_SIZE)),
+            free: Pages(free / PAGE_SIZE),
+        },
+        Fail::Short(Shortage::Slots { asked, free }) => Refusal::Slots { asked, free },
         Fail::Kernel(..) => Refusal::Server(ServerId::Root),
         Fail::Archive(_) => Refusal::Missing,
     }

@@ -387,29 +387,23 @@ impl Supervisor {
         self.set_phase(vm, Phase::Admitting, actions);
         push(actions, Action::Spawn(vm));
         if !self.tell_mem(MemRequest::CreateVm { vm, memory }, MemWait::Create(vm), actions) {
-            self.fail_start(vm, StopReason::Memory, Refusal::Full, actions);
+            self.fail_start(vm, Refusal::Full, actions);
         }
     }
 
     /// The vmm-server of `vm` could not be made: kernel memory or slots are short, or its image is bad.
     pub fn spawn_failed(&mut self, vm: VmId, refusal: Refusal, actions: &mut Actions) {
         // The mem-server was or will be told to create the VM; it is taken back when it answers.
-        self.fail_start(vm, StopReason::BadImage, refusal, actions);
+        self.fail_start(vm, refusal, actions);
     }
 
-    fn fail_start(
-        &mut self,
-        vm: VmId,
-        reason: StopReason,
-        refusal: Refusal,
-        actions: &mut Actions,
-    ) {
+    fn fail_start(&mut self, vm: VmId, refusal: Refusal, actions: &mut Actions) {
         if let Some(entry) = self.entry_mut(vm)
             && !matches!(entry.phase, Phase::Detaching | Phase::Releasing)
         {
             entry.refusal = Some(refusal);
         }
-        self.end(vm, reason, After::Stay, actions);
+        self.end(vm, StopReason::Refused(refusal), After::Stay, actions);
     }
 
     fn attach_next_disk(&mut self, vm: VmId, actions: &mut Actions) {
@@ -422,7 +416,7 @@ impl Supervisor {
         };
         let free = self.clients.iter().take(usize::from(SWAP_CLIENT)).position(Option::is_none);
         let Some(index) = free else {
-            self.fail_start(vm, StopReason::BadImage, Refusal::Full, actions);
+            self.fail_start(vm, Refusal::Full, actions);
             return;
         };
         self.clients[index] =
@@ -437,7 +431,7 @@ impl Supervisor {
         let vm = entry.vm;
         let Some(paddr) = ring_paddr else {
             self.clients[usize::from(client)] = None;
-            self.fail_start(vm, StopReason::BadImage, Refusal::Full, actions);
+            self.fail_start(vm, Refusal::Full, actions);
             return;
         };
         entry.ring_paddr = paddr;
@@ -452,7 +446,7 @@ impl Supervisor {
         let command =
             IoCommand::Attach { client, disk: disk.clone(), group: config.group, ring_paddr };
         if !self.tell_io(command, actions) {
-            self.fail_start(vm, StopReason::BadImage, Refusal::Full, actions);
+            self.fail_start(vm, Refusal::Full, actions);
         }
     }
 
@@ -651,7 +645,7 @@ impl Supervisor {
                 }
             }
             (MemWait::Create(vm), MemReply::Error(error)) => {
-                self.fail_start(vm, StopReason::Memory, mem_refusal(*error), actions);
+                self.fail_start(vm, mem_refusal(*error), actions);
                 self.continue_ending(vm, actions);
             }
             (MemWait::Destroy(vm), _) => self.ended(vm, actions),
@@ -674,7 +668,7 @@ impl Supervisor {
                 done(actions, id, Err(Refusal::Server(ServerId::Mem)));
             }
             (MemWait::Create(vm), _) => {
-                self.fail_start(vm, StopReason::Memory, Refusal::Server(ServerId::Mem), actions);
+                self.fail_start(vm, Refusal::Server(ServerId::Mem), actions);
                 self.continue_ending(vm, actions);
             }
         }
@@ -704,7 +698,7 @@ impl Supervisor {
         self.note(ServerId::Io, why, actions);
         self.clients[usize::from(client)] = None;
         push(actions, Action::RemoveClient(client));
-        self.fail_start(vm, StopReason::BadImage, Refusal::Missing, actions);
+        self.fail_start(vm, Refusal::Missing, actions);
         self.continue_ending(vm, actions);
         RootReply::Done
     }
@@ -778,7 +772,7 @@ impl Supervisor {
     fn mem_gone(&mut self, wait: MemWait, actions: &mut Actions) {
         let refusal = Refusal::Server(ServerId::Mem);
         match wait {
-            MemWait::Create(vm) => self.fail_start(vm, StopReason::Memory, refusal, actions),
+            MemWait::Create(vm) => self.fail_start(vm, refusal, actions),
             MemWait::Destroy(vm) => self.ended(vm, actions),
             MemWait::Controls { id, .. } | MemWait::Balloon(id) | MemWait::Explain { id, .. } => {
                 done(actions, id, Err(refusal));
@@ -1082,10 +1076,10 @@ pub const fn server_id(client: Client) -> ServerId {
 
 fn mem_refusal(error: MemError) -> Refusal {
     match error {
-        MemError::NotEnoughMemory { needed, available }
-        | MemError::NotEnoughSwap { needed, available } => {
+        MemError::NotEnoughMemory { needed, available } => {
             Refusal::Memory { asked: needed, available }
         }
+        MemError::NotEnoughSwap { needed, available } => Refusal::Swap { needed, available },
         MemError::BadControls => Refusal::Rule(protocol::system::VmRule::Limit),
         MemError::BadSize { .. } => Refusal::Rule(protocol::system::VmRule::Size),
         MemError::Objects { .. } => Refusal::Memory { asked: Pages(0), available: Pages(0) },

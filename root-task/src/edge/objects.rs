@@ -4,10 +4,12 @@ use protocol::link::ServerId;
 use root_task::arena::{Arena, Shortage};
 use root_task::caps::{CapMap, CapRecord};
 use root_task::slots::Slots;
+use root_task::space;
 use root_task::untyped::{Kernel, Untypeds};
 use sel4::init_thread::slot;
 use sel4::{
-    AbsoluteCPtr, CPtr, Cap, CapRights, Error, FrameObjectType, ObjectBlueprint, VmAttributes, cap,
+    AbsoluteCPtr, CNodeCapData, CPtr, Cap, CapRights, Error, FrameObjectType, ObjectBlueprint,
+    VmAttributes, cap,
 };
 
 /// Most objects one retype makes.
@@ -78,9 +80,20 @@ pub struct CSpace {
     pub radix: u64,
 }
 
+/// A CNode of its own for one owner's capabilities, in the root-task's capability space.
+#[derive(Clone, Copy, Debug)]
+pub struct SideSpace {
+    number: u64,
+    cnode: cap::CNode,
+    radix: u64,
+    used: u64,
+}
+
 /// All memory and slots, and who has what.
 #[derive(Debug)]
 pub struct Objects {
+    /// The top CNode of the root-task's capability space.
+    pub top: Option<cap::CNode>,
     /// Free slots.
     pub slots: Slots,
     /// Free memory.
@@ -167,6 +180,74 @@ impl Objects {
         let run = arena.slots(1, &mut self.slots)?;
         here(run.start).mint(&here(source.bits()), CapRights::all(), badge).tried("mint")?;
         Ok(Cap::from_bits(run.start))
+    }
+
+    /// Puts a top CNode above the initial one, whose slots keep their numbers.
+    pub fn make_top(&mut self, arena: &mut Arena, initial_radix: u64) -> Result<(), Fail> {
+        let blueprint = ObjectBlueprint::CNode { size_bits: space::TOP_BITS };
+        let top: cap::CNode = self.make(arena, blueprint)?;
+        let guard = CNodeCapData::skip(space::guard(initial_radix)).into_word();
+        top.absolute_cptr_from_bits_with_depth(0, space::TOP_BITS)
+            .mint(&here(slot::CNODE.cap().bits()), CapRights::all(), guard)
+            .tried("put the initial CNode below the top")?;
+        let none = Cap::from_bits(0);
+        let guard = CNodeCapData::skip(space::TOP_GUARD);
+        let own = slot::TCB.cap();
+        own.tcb_set_space(none, top, guard, slot::VSPACE.cap()).tried("set the own CSpace")?;
+        self.top = Some(top);
+        Ok(())
+    }
+
+    fn place_of_space(&self, number: u64) -> Result<AbsoluteCPtr, Fail> {
+        let top = self.top.ok_or(Fail::Archive("no top CNode"))?;
+        Ok(top.absolute_cptr_from_bits_with_depth(number, space::TOP_BITS))
+    }
+
+    /// Opens space `number` with room for `count` capabilities; its memory is the arena's.
+    pub fn open_space(
+        &mut self,
+        arena: &mut Arena,
+        number: u64,
+        count: u64,
+    ) -> Result<SideSpace, Fail> {
+        let radix = space::radix(count);
+        let cnode = self.make(arena, ObjectBlueprint::CNode { size_bits: radix })?;
+        let guard = CNodeCapData::skip(space::guard(radix)).into_word();
+        self.place_of_space(number)?
+            .mint(&here(cnode.bits()), CapRights::all(), guard)
+            .tried("open a capability space")?;
+        Ok(SideSpace { number, cnode, radix, used: 0 })
+    }
+
+    /// Copies a capability into a side space.
+    pub fn copy_aside<T: sel4::cap_type::CapType>(
+        &mut self,
+        aside: &mut SideSpace,
+        source: Cap<T>,
+    ) -> Result<Cap<T>, Fail> {
+        let number = aside.used;
+        aside
+            .cnode
+            .absolute_cptr_from_bits_with_depth(number, aside.radix)
+            .copy(&here(source.bits()), CapRights::all())
+            .tried("copy aside")?;
+        aside.used += 1;
+        Ok(Cap::from_bits(space::pointer(aside.number, number)))
+    }
+
+    /// Empties a side space and takes it out of the capability space. Its CNode goes with its arena.
+    pub fn close_space(&mut self, aside: &SideSpace) {
+        // One by one: the deletion of a full CNode would keep the kernel for milliseconds.
+        for number in 0..aside.used {
+            let slot = aside.cnode.absolute_cptr_from_bits_with_depth(number, aside.radix);
+            if slot.delete().is_err() {
+                defmt::error!("slot {=u64} of a side space could not be emptied", number);
+            }
+        }
+        let closed = self.place_of_space(aside.number).map(|place| place.delete());
+        if !matches!(closed, Ok(Ok(()))) {
+            defmt::error!("side space {=u64} could not be closed", aside.number);
+        }
     }
 
     /// Maps a frame, making the tables that are missing in `arena`.

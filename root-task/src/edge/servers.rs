@@ -10,6 +10,7 @@ use protocol::system::Vm;
 use protocol::units::{MAX_VMS, PAGE_SIZE, Pages, VmId};
 use root_task::arena::Arena;
 use root_task::plan::{Image, Segment, page_bytes};
+use root_task::space;
 use root_task::system::server_id;
 use sel4::init_thread::slot;
 use sel4::{
@@ -18,7 +19,7 @@ use sel4::{
 };
 
 use super::archive::{Blob, Blobs};
-use super::objects::{CSpace, Fail, Objects, Tried};
+use super::objects::{CSpace, Fail, Objects, SideSpace, Tried};
 use super::window::{self, SCRATCH_VADDR, ViewPage};
 
 /// Priority of the root-task: below the servers it must never interrupt in the middle of a call, above all VMs.
@@ -84,6 +85,8 @@ pub struct Core {
 pub struct Server {
     arena: Arena,
     blobs: Arena,
+    /// Capabilities of the pages of its start-up blobs.
+    blob_space: Option<SideSpace>,
     /// Its thread.
     pub tcb: cap::Tcb,
     /// Its CSpace.
@@ -283,6 +286,7 @@ impl Server {
         Ok(Self {
             arena: Arena::new(),
             blobs: Arena::new(),
+            blob_space: None,
             tcb,
             cspace: CSpace { server: server_id(spec.client), cnode, radix: spec.radix },
             vspace,
@@ -541,6 +545,9 @@ impl Server {
 
     /// Takes its start-up blobs away.
     pub fn drop_blobs(&mut self, objects: &mut Objects) {
+        if let Some(aside) = self.blob_space.take() {
+            objects.close_space(&aside);
+        }
         objects.release(&mut self.blobs);
     }
 
@@ -550,7 +557,7 @@ impl Server {
             defmt::error!("a server could not be suspended");
         }
         objects.caps.server_gone(self.cspace.server);
-        objects.release(&mut self.blobs);
+        self.drop_blobs(objects);
         objects.release(&mut self.arena);
     }
 
@@ -564,7 +571,8 @@ impl Server {
         for page in 0..blob.pages() {
             let source =
                 blobs.frame(blob, page).ok_or(Fail::Archive("a blob outside the archive"))?;
-            let frame: cap::Granule = objects.copy(&mut self.blobs, source.cast())?;
+            let aside = self.blob_space.as_mut().ok_or(Fail::Archive("no space for blobs"))?;
+            let frame: cap::Granule = objects.copy_aside(aside, source.cast())?;
             let at = vaddr + page * PAGE_SIZE;
             objects.map(&mut self.blobs, self.vspace, frame, at, CapRights::read_only())?;
         }
@@ -782,8 +790,11 @@ pub fn make_vmm(
             wall_seconds,
         }))
     })?;
-    let finished = server
-        .map_blob(objects, blobs, &kernel, kernel_region.vaddr)
+    let pages = kernel.pages() + module_blobs.iter().map(Blob::pages).sum::<u64>();
+    let finished = objects
+        .open_space(&mut server.blobs, space::of_vm(vm), pages)
+        .map(|aside| server.blob_space = Some(aside))
+        .and_then(|()| server.map_blob(objects, blobs, &kernel, kernel_region.vaddr))
         .and_then(|_| {
             module_blobs.iter().zip(&regions).try_for_each(|(blob, region)| {
                 server.map_blob(objects, blobs, blob, region.vaddr).map(drop)
