@@ -207,13 +207,14 @@ impl Reader<'_> {
         }
         let swap = match &host.swap {
             Some(size) => {
+                let size = self.pages(size)?;
                 build.disks.push(DiskPlan {
                     label: "swap".to_owned(),
-                    size: self.pages(size)?.bytes(),
+                    size: size.bytes(),
                     image: DiskImage::Empty,
                     hostname: String::new(),
                 });
-                Name::try_from("swap").ok()
+                Name::try_from("swap").ok().map(|partition| system::Swap { partition, size })
             }
             None => None,
         };

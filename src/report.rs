@@ -2,6 +2,7 @@
 
 use crate::session::{Line, refusal_text, server_name};
 use protocol::link::{EXIT_KINDS, Event, MachineStats, ServerId, StopReason, VmState, VmStats};
+use protocol::mem::PressureState;
 use protocol::units::{Nanos, Pages, VmId};
 use serde_json::{Map, Value, json};
 
@@ -322,6 +323,15 @@ impl Stats {
     }
 }
 
+const fn pressure_name(state: PressureState) -> &'static str {
+    match state {
+        PressureState::High => "high",
+        PressureState::Soft => "soft",
+        PressureState::Hard => "hard",
+        PressureState::Low => "low",
+    }
+}
+
 fn stop_reason(reason: StopReason) -> String {
     match reason {
         StopReason::PowerOff => "powered itself off".to_owned(),
@@ -333,6 +343,12 @@ fn stop_reason(reason: StopReason) -> String {
         StopReason::BadImage => "its image could not be loaded".to_owned(),
         StopReason::Memory => "its memory was lost with the mem-server".to_owned(),
         StopReason::ServerFault => "its vmm-server was ended by a fault".to_owned(),
+        StopReason::PageLost { gfn } => {
+            format!(
+                "the swap disk lost its page at {:#x}; `ballast vm start` begins anew",
+                gfn.gpa()
+            )
+        }
         StopReason::Refused(refusal) => format!("not started: {}", refusal_text(refusal)),
     }
 }
@@ -350,6 +366,10 @@ pub fn event_line(at: Nanos, event: Event) -> String {
             format!("{}: restarted after {}", server_name(server), millis(downtime))
         }
         Event::Ready => "all servers run".to_owned(),
+        Event::MemoryPressure { from, to, free } => {
+            let (from, to) = (pressure_name(from), pressure_name(to));
+            format!("memory {from} -> {to}, {} MiB free", mib(free))
+        }
     };
     format!("[{:>12.6}] root-task: {text}", at.0 as f64 / 1e9)
 }

@@ -349,6 +349,19 @@ impl Server<'_> {
         }
     }
 
+    /// The swap area took or gave pages: takes more if it must, and wakes whoever can go on.
+    pub fn go_on(&mut self, mechanism: &mut impl Mechanism) {
+        self.reclaim(mechanism);
+        self.block_and_wake(mechanism);
+    }
+
+    /// A VM was told that there is no memory: it is signalled when there is.
+    pub fn wait(&mut self, vm: VmId) {
+        if let Some(Some(record)) = self.vms.get_mut(vm.0 as usize) {
+            record.blocked = true;
+        }
+    }
+
     /// Looks at random pages, as many as the budgets allow.
     fn scan(&mut self, now: Nanos, mechanism: &mut impl Mechanism) {
         let rate = self.policy.scan_rate;

@@ -20,4 +20,5 @@ pub mod server;
 pub mod share;
 pub mod sharing;
 pub mod spaces;
+pub mod swap;
 pub mod tier;

@@ -8,6 +8,7 @@
 mod edge {
     pub mod boot;
     pub mod calls;
+    pub mod entropy;
     pub mod serve;
     pub mod view;
 }

@@ -865,6 +865,10 @@ impl<'a> Server<'a> {
                 MemReply::Done
             }
             MemRequest::SetTax { .. } => MemReply::Error(MemError::BadControls),
+            MemRequest::SetSwap { pages } => {
+                self.swap.resize(u32::try_from(pages.0).unwrap_or(u32::MAX));
+                MemReply::Done
+            }
             MemRequest::Explain { vm } => {
                 self.explain(vm).map_or(MemReply::Error(MemError::NoSuchVm), MemReply::Explanation)
             }

@@ -141,6 +141,14 @@ pub trait Kernel {
     fn ticks(&mut self) -> u64;
     /// Reads and clears accessed bits of `pages` pages from `gpa` on. False if that is not possible.
     fn harvest(&mut self, root: Slot, gpa: u64, pages: u32, accessed: &mut [u64; 32]) -> bool;
+    /// As [`Mechanism::swap_write`].
+    fn swap_write(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
+        false
+    }
+    /// As [`Mechanism::swap_read`].
+    fn swap_read(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
+        false
+    }
 
     /// Fills a frame with zeros.
     fn zero(&mut self, frame: Frame);
@@ -640,6 +648,14 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
         }
         let root = self.nested_root(first.vm);
         self.kernel.harvest(root, first.gfn.gpa(), pages, accessed)
+    }
+
+    fn swap_write(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
+        self.kernel.swap_write(transfer, slot, frame)
+    }
+
+    fn swap_read(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
+        self.kernel.swap_read(transfer, slot, frame)
     }
 }
 

@@ -164,6 +164,12 @@ impl<'a> SwapMap<'a> {
         Self { bits, slots, used: 0, hand: 0 }
     }
 
+    /// The area has `slots` slots, at most as many as there are bits; what was taken stays taken.
+    pub fn resize(&mut self, slots: u32) {
+        self.slots = slots.min(self.bits.len() as u32 * 64);
+        self.hand = 0;
+    }
+
     /// Slots there are.
     pub const fn slots(&self) -> u32 {
         self.slots
@@ -202,7 +208,7 @@ impl<'a> SwapMap<'a> {
 }
 
 /// Transfers on their way at once.
-pub const TRANSFERS: usize = 64;
+pub const TRANSFERS: usize = 256;
 
 /// A page on its way to or from the swap area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,9 @@
 //! all with the request's number; console bytes, logs and events come in between at any time.
 //! Variants are encoded by position: append only.
 
+use crate::mem::PressureState;
 use crate::system;
-use crate::units::{Nanos, Pages, VmId};
+use crate::units::{Gfn, Nanos, Pages, VmId};
 use serde::{Deserialize, Serialize};
 
 /// Version spoken here; the first frame from the target carries it.
@@ -266,6 +267,11 @@ pub enum StopReason {
     ServerFault,
     /// It could not be started.
     Refused(Refusal),
+    /// The swap disk did not give back a page that the guest needs.
+    PageLost {
+        /// The guest frame.
+        gfn: Gfn,
+    },
 }
 
 /// What may happen at any time.
@@ -310,6 +316,15 @@ pub enum Event {
     },
     /// All servers run and every VM that starts at boot was started.
     Ready,
+    /// Free memory passed a threshold.
+    MemoryPressure {
+        /// From.
+        from: PressureState,
+        /// To.
+        to: PressureState,
+        /// Free pages then.
+        free: Pages,
+    },
 }
 
 /// Unit of a [`Row::Term`].

@@ -293,6 +293,11 @@ pub enum MemRequest {
         /// Permille, 0..=[`TAX_MAX`].
         permille: u16,
     },
+    /// root: the swap partition is attached at client [`crate::slots::SWAP_CLIENT`]'s ring. Reply [`MemReply::Done`].
+    SetSwap {
+        /// Pages it holds.
+        pages: Pages,
+    },
     /// root: machine-wide figures. Reply [`MemReply::Machine`].
     Machine,
     /// root: figures of one VM. Reply [`MemReply::Stats`].
@@ -592,13 +597,6 @@ pub struct VmInfo {
 /// Something the root-task must know; sent as [`crate::root::RootRequest::MemEvent`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemEvent {
-    /// A fault-in failed for want of memory.
-    OutOfMemory {
-        /// Whose.
-        vm: VmId,
-        /// The guest frame.
-        gfn: Gfn,
-    },
     /// A page is lost on the swap disk.
     PageLost {
         /// Whose.

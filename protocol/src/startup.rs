@@ -40,6 +40,8 @@ pub const DMA_VADDR: u64 = 0x3800_0000;
 pub const BLOB_VADDR: u64 = 0x8000_0000;
 /// vmm-server: the window on guest memory, guest-physical address 0.
 pub const GUEST_WINDOW: u64 = 0x10_0000_0000;
+/// mem-server: ring memory of its swap partition, once [`crate::mem::MemRequest::SetSwap`] says so.
+pub const SWAP_RING_VADDR: u64 = 0x800_0000;
 /// mem-server: from here on it arranges its address space itself.
 pub const MEM_FREE_VADDR: u64 = 0x20_0000_0000;
 
@@ -98,6 +100,8 @@ pub struct MemStart {
     pub policy: MemoryPolicy,
     /// Groups of VMs, by index.
     pub groups: Vec<Group, GROUPS_MAX>,
+    /// Chance of the root-task's making: machine time and wall time of this start.
+    pub seed: u64,
 }
 
 /// One device register window.

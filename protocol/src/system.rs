@@ -169,8 +169,17 @@ pub struct MemoryPolicy {
     pub scan_pages_per_second: u32,
     /// Active memory is estimated from access bits instead of by sampling.
     pub harvest: bool,
-    /// GPT label of the swap partition.
-    pub swap: Option<Name>,
+    /// The swap partition.
+    pub swap: Option<Swap>,
+}
+
+/// A partition that guest pages go to when memory is short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swap {
+    /// GPT label.
+    pub partition: Name,
+    /// Its size.
+    pub size: Pages,
 }
 
 /// The whole system.

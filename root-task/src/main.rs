@@ -12,7 +12,9 @@ use protocol::io::MAX_CLIENTS;
 use protocol::link::{self, CHUNK_MAX, Refusal, Row, ServerId, ToHost, ToTarget};
 use protocol::ring::{LogRing, console_rings};
 use protocol::root::{FaultReport, Root as RootInterface, RootReply, RootRequest};
-use protocol::slots::{Client, FAULT_BADGE, IO_IRQ_HANDLERS_MAX, MEM_VM, MEM_VM_SLOTS, notify};
+use protocol::slots::{
+    Client, FAULT_BADGE, IO_IRQ_HANDLERS_MAX, MEM_VM, MEM_VM_SLOTS, SWAP_CLIENT, notify,
+};
 use protocol::startup::{
     self, BAR_VADDR, Bar, DmaRegion, IoStart, MemStart, MsiVector, PciFunction,
 };
@@ -261,6 +263,7 @@ impl Root {
             untypeds: Vec::new(),
             policy: system.memory_policy.clone(),
             groups: system.groups.clone(),
+            seed: 0,
         };
         for block in &mem_blocks {
             let range = startup::UntypedRange { paddr: block.paddr, size_bits: block.bits };
@@ -345,6 +348,7 @@ impl Root {
     }
 
     fn make_mem(&mut self) -> Result<(), Fail> {
+        self.mem_start.seed = self.core.wall_seconds.rotate_left(32) ^ runtime::clock::tsc();
         let (objects, core, start) = (&mut self.objects, &mut self.core, self.mem_start.clone());
         let server = servers::make_mem(objects, core, &self.blobs, &self.mem_blocks, start)?;
         self.mem.insert(server).resume()
@@ -688,6 +692,13 @@ impl Root {
                 }
                 self.supervisor.client_placed(client, placed.ok(), more);
             }
+            Action::PlaceSwap => {
+                let placed = self.place_swap();
+                if let Err(fail) = placed {
+                    debug_println!("root-task: no swap partition: {fail:?}");
+                }
+                self.supervisor.swap_placed(placed.ok(), more);
+            }
             Action::RemoveClient(client) => {
                 let ring = self.rings.get_mut(usize::from(client)).and_then(Option::take);
                 if let Some(ring) = ring {
@@ -765,6 +776,23 @@ impl Root {
         Ok(paddr)
     }
 
+    fn place_swap(&mut self) -> Result<u64, Fail> {
+        const GONE: Fail = Fail::Archive("a server is gone");
+        let mem = self.mem.as_mut().ok_or(GONE)?;
+        let io = self.io.as_mut().ok_or(GONE)?;
+        let mut ring = Ring::new(&mut self.objects, &mut self.core)?;
+        let shown = ring
+            .show_to_io(&mut self.objects, io, SWAP_CLIENT, mem)
+            .and_then(|()| ring.map_into(&mut self.objects, mem, startup::SWAP_RING_VADDR));
+        if let Err(fail) = shown {
+            ring.destroy(&mut self.objects, Some(io), SWAP_CLIENT);
+            return Err(fail);
+        }
+        let paddr = ring.paddr;
+        self.rings[usize::from(SWAP_CLIENT)] = Some(ring);
+        Ok(paddr)
+    }
+
     fn restart_io(&mut self) -> Result<(), Fail> {
         if let Some(server) = self.io.take() {
             self.core.answer_io_caller();
@@ -778,6 +806,10 @@ impl Root {
             if let (Some(ring), Some(vmm)) = (ring, vmm) {
                 ring.show_to_io(&mut self.objects, &mut server, client, vmm)?;
             }
+        }
+        let ring = self.rings[usize::from(SWAP_CLIENT)].as_mut();
+        if let (Some(ring), Some(mem)) = (ring, &self.mem) {
+            ring.show_to_io(&mut self.objects, &mut server, SWAP_CLIENT, mem)?;
         }
         self.io.insert(server).resume()
     }

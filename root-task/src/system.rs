@@ -8,8 +8,10 @@
 
 use heapless::{Deque, Vec};
 use protocol::io::MAX_CLIENTS;
+mod swap;
+
 use protocol::link::{Event, Refusal, Request, ServerId, Setting, StopReason, VmState};
-use protocol::mem::{Explanation, MemError, MemReply, MemRequest, VmMemory};
+use protocol::mem::{Explanation, MemError, MemEvent, MemReply, MemRequest, VmMemory};
 use protocol::root::{
     Command, FaultReport, IoCommand, RootReply, RootRequest, Text, VmEvent, VmmCommand,
 };
@@ -49,6 +51,9 @@ pub enum Action {
         /// Which disk of the VM.
         disk: u8,
     },
+    /// Make the ring of the swap partition between mem-server and io-sched-server. The edge then calls
+    /// [`Supervisor::swap_placed`].
+    PlaceSwap,
     /// Take the ring of a client back.
     RemoveClient(u16),
     /// Make the io-sched-server anew; the rings stay.
@@ -166,6 +171,7 @@ enum MemWait {
     Controls { vm: VmId, id: u32, memory: Memory },
     Balloon(u32),
     Explain { vm: VmId, id: u32 },
+    Swap,
 }
 
 /// Whether an artefact is in the boot archive, asked when a VM is created.
@@ -180,6 +186,8 @@ pub struct Supervisor {
     vms: [Option<Entry>; MAX_VMS],
     groups: usize,
     clients: [Option<ClientEntry>; MAX_CLIENTS],
+    swap: swap::Swap,
+    has_booted: bool,
     mem_commands: Deque<MemRequest, COMMANDS_MAX>,
     mem_waits: Deque<MemWait, COMMANDS_MAX>,
     io_commands: Deque<IoCommand, COMMANDS_MAX>,
@@ -216,6 +224,10 @@ impl Supervisor {
             vms: core::array::from_fn(|_| configs.next().map(|config| Entry::new(config.clone()))),
             groups: system.groups.len(),
             clients: [None; MAX_CLIENTS],
+            swap: swap::Swap::new(
+                system.memory_policy.swap.as_ref().map(|swap| swap.partition.clone()),
+            ),
+            has_booted: false,
             mem_commands: Deque::new(),
             mem_waits: Deque::new(),
             io_commands: Deque::new(),
@@ -305,6 +317,11 @@ impl Supervisor {
         })
     }
 
+    /// The swap partition has a ring.
+    pub fn has_swap_ring(&self) -> bool {
+        self.swap.has_ring()
+    }
+
     /// How often the mem-server and the io-sched-server were started again.
     pub const fn restart_counts(&self) -> [u32; 2] {
         self.restart_counts
@@ -312,8 +329,17 @@ impl Supervisor {
 
     // ---- start-up -----------------------------------------------------------------------------------------------
 
-    /// Both shared servers run: starts the VMs that start at boot.
+    /// Both shared servers run: attaches the swap partition, then starts the VMs that start at boot.
     pub fn boot(&mut self, actions: &mut Actions) {
+        if !self.place_swap(actions) {
+            self.boot_vms(actions);
+        }
+    }
+
+    fn boot_vms(&mut self, actions: &mut Actions) {
+        if core::mem::replace(&mut self.has_booted, true) {
+            return;
+        }
         let starts = |entry: &Entry| entry.config.autostart;
         self.boot_starts = self.vms.iter().flatten().filter(|entry| starts(entry)).count() as u32;
         for index in 0..MAX_VMS as u16 {
@@ -552,7 +578,22 @@ impl Supervisor {
                 RootReply::Done
             }
             (Client::Mem, RootRequest::MemAnswer(answer)) => self.mem_answer(answer, actions),
-            (Client::Mem, RootRequest::MemEvent(_)) => RootReply::Done,
+            (Client::Mem, RootRequest::MemEvent(what)) => {
+                self.mem_event(*what, actions);
+                RootReply::Done
+            }
+            (Client::Io, RootRequest::Attached { client: SWAP_CLIENT, sectors }) => {
+                self.swap_attached(*sectors, actions);
+                RootReply::Done
+            }
+            (Client::Io, RootRequest::AttachFailed { client: SWAP_CLIENT, why }) => {
+                self.swap_failed(why, actions);
+                RootReply::Done
+            }
+            (Client::Io, RootRequest::Detached { client: SWAP_CLIENT }) => {
+                self.swap_detached(actions);
+                RootReply::Done
+            }
             (Client::Io, RootRequest::Attached { client, .. }) => self.attached(*client, actions),
             (Client::Io, RootRequest::AttachFailed { client, why }) => {
                 self.attach_failed(*client, why, actions)
@@ -649,6 +690,7 @@ impl Supervisor {
                 self.continue_ending(vm, actions);
             }
             (MemWait::Destroy(vm), _) => self.ended(vm, actions),
+            (MemWait::Swap, _) => self.boot_vms(actions),
             (MemWait::Controls { id, .. } | MemWait::Balloon(id), MemReply::Error(error)) => {
                 done(actions, id, Err(mem_refusal(*error)));
             }
@@ -673,6 +715,17 @@ impl Supervisor {
             }
         }
         RootReply::Done
+    }
+
+    fn mem_event(&mut self, what: MemEvent, actions: &mut Actions) {
+        match what {
+            MemEvent::PageLost { vm, gfn } => {
+                self.end(vm, StopReason::PageLost { gfn }, After::Crashed, actions);
+            }
+            MemEvent::Pressure { from, to, free } => {
+                event(actions, Event::MemoryPressure { from, to, free });
+            }
+        }
     }
 
     fn attached(&mut self, client: u16, actions: &mut Actions) -> RootReply {
@@ -734,6 +787,7 @@ impl Supervisor {
                 while let Some(id) = self.io_waits.pop_front() {
                     done(actions, id, Err(Refusal::Server(ServerId::Io)));
                 }
+                self.swap_io_gone(actions);
                 for index in 0..MAX_CLIENTS {
                     let Some(client) = self.clients[index] else { continue };
                     let is_leaving = client.state == ClientState::Detaching;
@@ -760,6 +814,7 @@ impl Supervisor {
                     self.end(VmId(index), StopReason::Memory, After::Crashed, actions);
                 }
                 push(actions, Action::RestartMem);
+                self.swap_mem_gone(actions);
             }
             Client::Io | Client::Mem => {
                 for index in 0..MAX_VMS as u16 {
@@ -774,6 +829,8 @@ impl Supervisor {
         match wait {
             MemWait::Create(vm) => self.fail_start(vm, refusal, actions),
             MemWait::Destroy(vm) => self.ended(vm, actions),
+            // Told again when the ring is there again.
+            MemWait::Swap => {}
             MemWait::Controls { id, .. } | MemWait::Balloon(id) | MemWait::Explain { id, .. } => {
                 done(actions, id, Err(refusal));
             }

@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::ring::{BLK_RING_BYTES, ByteRing, console_rings};
 use protocol::startup::{
-    CONSOLE_VADDR, IO_RING_VADDR, LOG_VADDR, RING_STRIDE, Region, SHARED_VADDR, VMM_RING_VADDR,
+    CONSOLE_VADDR, IO_RING_VADDR, LOG_VADDR, RING_STRIDE, Region, SHARED_VADDR, SWAP_RING_VADDR,
+    VMM_RING_VADDR,
 };
 
 /// The `bytes` at `vaddr` as words; whole words only.
@@ -56,6 +57,12 @@ pub fn vmm_ring(disk: u8) -> &'static [AtomicU64] {
     let vaddr = VMM_RING_VADDR + RING_STRIDE * u64::from(disk);
     // SAFETY: mapped before the vmm-server starts, one per configured disk, at addresses used for nothing else.
     unsafe { words(vaddr, BLK_RING_BYTES as u64) }
+}
+
+/// mem-server: ring memory of the swap partition. A use faults before it is attached.
+pub fn swap_ring() -> &'static [AtomicU64] {
+    // SAFETY: the root-task maps it before the `SetSwap` command, at addresses used for nothing else.
+    unsafe { words(SWAP_RING_VADDR, BLK_RING_BYTES as u64) }
 }
 
 /// io-sched-server: ring memory of client `client`. A use faults before the client is attached.

@@ -67,32 +67,35 @@ const FRAMES_PER_RECORD: usize = 6;
 /// Frames per frame the compressed pool may hold.
 const FRAMES_PER_POOL: usize = 10;
 
-/// Entries of the tables for so many frames.
+/// Entries of the tables for so many frames and pages of swap space.
 struct Counts {
     entries: usize,
     records: usize,
     pool: usize,
+    swap: usize,
 }
 
 impl Counts {
-    fn of(frames: usize) -> Self {
+    fn of(frames: usize, swap: u64) -> Self {
         Self {
             entries: frames * OVERCOMMIT as usize,
             records: (frames / FRAMES_PER_RECORD).min(RECORDS_MAX as usize),
             pool: frames / FRAMES_PER_POOL,
+            swap: swap.div_ceil(64) as usize,
         }
     }
 }
 
 /// Bytes of tables per block, and once.
-fn table_bytes(blocks: u64) -> u64 {
+fn table_bytes(blocks: u64, swap: u64) -> u64 {
     let frames = blocks * u64::from(FRAMES_PER_BLOCK);
-    let counts = Counts::of(frames as usize);
+    let counts = Counts::of(frames as usize, swap);
     let per_block = (size_of::<Block>() + size_of::<Hold>()) as u64 * blocks;
     let bytes = counts.entries * size_of::<Entry>()
         + counts.entries / FRAMES_PER_BLOCK as usize * size_of::<u32>()
         + counts.records * (size_of::<Record>() + size_of::<u32>())
         + counts.pool * size_of::<PoolFrame>()
+        + counts.swap * size_of::<u64>()
         + size_of::<Space>() * MAX_VMS;
     // A page for the alignment of each table.
     per_block + bytes as u64 + 8 * 4096
@@ -116,6 +119,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
     let blocks_max = u32::try_from(most).map_err(|_| StartError::NoMemory)?;
     let layout = Layout::new(blocks_max);
     let fixed = u64::from(layout.fixed());
+    let swap = given.policy.swap.as_ref().map_or(0, |swap| swap.size.0);
 
     // Capability space: the top CNode, with the first CNode in slot 0 so that its slots keep their numbers.
     let slab = ObjectBlueprint::CNode { size_bits: u64::from(SLAB_BITS) };
@@ -148,7 +152,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
 
     // Page directories of the own view and of the tables.
     let view_directories = most.div_ceil(DIRECTORY_SPAN);
-    let table_pages = table_bytes(most).div_ceil(LARGE_PAGE_SIZE);
+    let table_pages = table_bytes(most, swap).div_ceil(LARGE_PAGE_SIZE);
     let directory = ObjectBlueprint::Arch(ObjectBlueprintX86::PageDirectory);
     for index in 0..view_directories + table_pages.div_ceil(DIRECTORY_SPAN) {
         let slot = free.take();
@@ -207,7 +211,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
     // again before they come back to the ledger; 2. the area is the server's to arrange and `start` runs once.
     let view = unsafe { View::new(managed as u32) };
     let managed = managed as usize;
-    let counts = Counts::of(managed * FRAMES_PER_BLOCK as usize);
+    let counts = Counts::of(managed * FRAMES_PER_BLOCK as usize, swap);
     let tables = (|| {
         Some((
             Tables {
@@ -218,7 +222,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
                 records: memory.take(counts.records, || Record::EMPTY)?,
                 buckets: memory.take(counts.records, || 0)?,
                 pool: memory.take(counts.pool, || PoolFrame::NONE)?,
-                swap: memory.take(0, || 0)?,
+                swap: memory.take(counts.swap, || 0)?,
             },
             memory.take(managed, || Hold::NEW)?,
             memory.take(MAX_VMS, || Space::NEW)?,
@@ -229,8 +233,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
     let policy = Policy {
         scan_rate: given.policy.scan_pages_per_second,
         source: if given.policy.harvest { Source::Harvest } else { Source::Sampling },
-        // Not known to guests: the moment of the start, in ticks.
-        secret: mix(runtime::clock::tsc()),
+        secret: mix(given.seed ^ super::entropy::word()),
         ..Policy::default()
     };
     let server = Server::new(tables, policy, &mut spaces).ok_or(StartError::NoMemory)?;

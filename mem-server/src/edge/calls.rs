@@ -2,12 +2,14 @@
 
 use mem_server::page::{FRAME_BYTES, Frame};
 use mem_server::spaces::{Kernel, Level, Object, SLAB_BITS, Slot, TOP_BITS};
+use mem_server::swap::{Finished, Queue};
+use protocol::io::DOORBELL;
 use protocol::slots;
 use protocol::startup::GUEST_WINDOW;
 use protocol::units::{PAGE_SIZE, VmId};
 use sel4::vcpu::harvest::CLEAR_ACCESSED;
 use sel4::{
-    AbsoluteCPtr, Cap, CapRights, Error, ObjectBlueprint, ObjectBlueprintBallast,
+    AbsoluteCPtr, Cap, CapRights, Error, MessageInfo, ObjectBlueprint, ObjectBlueprintBallast,
     ObjectBlueprintX64, ObjectBlueprintX86, VmAttributes, cap,
 };
 
@@ -22,12 +24,37 @@ const OWN_VSPACE: cap::VSpace = Cap::from_bits(slots::VSPACE);
 pub struct Calls {
     top: cap::CNode,
     view: View,
+    swap: Option<Queue>,
 }
 
 impl Calls {
     /// Over the capability space whose top CNode is `top`, with guard 0.
     pub const fn new(top: cap::CNode, view: View) -> Self {
-        Self { top, view }
+        Self { top, view, swap: None }
+    }
+
+    /// The swap partition's ring is there.
+    pub fn attach_swap(&mut self) {
+        match Queue::attach(runtime::shared::swap_ring()) {
+            Ok(queue) => self.swap = Some(queue),
+            Err(_) => defmt::error!("the swap ring has another layout"),
+        }
+    }
+
+    /// Sends what was queued for the swap partition since the last call.
+    #[inline]
+    pub fn flush_swap(&mut self) {
+        let Some(queue) = &mut self.swap else { return };
+        if queue.flush(runtime::shared::swap_ring()) {
+            let doorbell = MessageInfo::new(DOORBELL, 0, 0, 0);
+            cap::Endpoint::from_bits(slots::MEM_IO_ENDPOINT).call_with_mrs(doorbell, [0; 4]);
+        }
+    }
+
+    /// What the swap partition has finished; a page read is in its frame.
+    pub fn swap_finished(&mut self) -> Option<Finished> {
+        let (queue, view) = (self.swap.as_mut()?, &mut self.view);
+        queue.poll(runtime::shared::swap_ring(), |frame, page| view.copy_in(frame, page))
     }
 
     #[inline(always)]
@@ -188,6 +215,16 @@ impl Kernel for Calls {
         cap::NptPml4::from_bits(root)
             .npt_harvest(gpa, u64::from(pages), CLEAR_ACCESSED, accessed, &mut dirty)
             .is_ok()
+    }
+
+    fn swap_write(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
+        let (Some(queue), view) = (&mut self.swap, &self.view) else { return false };
+        queue.write(runtime::shared::swap_ring(), transfer, slot, |page| view.copy_out(frame, page))
+    }
+
+    fn swap_read(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
+        let Some(queue) = &mut self.swap else { return false };
+        queue.read(runtime::shared::swap_ring(), transfer, slot, frame)
     }
 
     #[inline]

@@ -1,8 +1,9 @@
 //! The receive loop: sorts messages by badge and label.
 
 use mem_server::server::{Fault, Released, Server};
-use mem_server::spaces::Spaces;
-use protocol::mem::{self, GfnRange, Mem, MemEvent, MemReply, RANGES_MAX, Refusal};
+use mem_server::spaces::{Kernel as _, Spaces};
+use mem_server::swap::Finished;
+use protocol::mem::{self, GfnRange, Mem, MemEvent, MemReply, MemRequest, RANGES_MAX, Refusal};
 use protocol::root::{
     Command, FaultReport, MemCounter, MemVmCounter, RootRequest, mem_counter, mem_vm_counter,
 };
@@ -44,12 +45,17 @@ pub fn serve((server, spaces): Running) -> ! {
         incoming = match incoming {
             Incoming::Signals(signals) => {
                 state.signals(signals);
+                state.spaces.kernel().flush_swap();
                 receive()
             }
-            Incoming::Message(received) => match state.message(&received) {
-                Some(answer) => answer_and_receive(answer),
-                None => receive(),
-            },
+            Incoming::Message(received) => {
+                let answer = state.message(&received);
+                state.spaces.kernel().flush_swap();
+                match answer {
+                    Some(answer) => answer_and_receive(answer),
+                    None => receive(),
+                }
+            }
         };
     }
 }
@@ -75,8 +81,12 @@ impl State {
                 let fault = self.server.fault_in(vm, Gfn(msg[0]), msg[1], &mut self.spaces);
                 match fault {
                     Fault::Mapped => words(0, [0; 4], 0),
-                    // There is no swap area yet; a caller that is told to wait tries again.
+                    // It is signalled when the page is there, and tries again.
                     Fault::Pending => words(Refusal::NoMemory as u64, [0; 4], 0),
+                    Fault::Refused(Refusal::NoMemory) => {
+                        self.server.wait(vm);
+                        words(Refusal::NoMemory as u64, [0; 4], 0)
+                    }
                     Fault::Refused(refusal) => {
                         self.report(vm, Gfn(msg[0]), refusal);
                         words(refusal as u64, [0; 4], 0)
@@ -129,23 +139,49 @@ impl State {
     /// Tells the root-task what the user should hear of a refused fault.
     #[cold]
     fn report(&mut self, vm: VmId, gfn: Gfn, refusal: Refusal) {
-        let event = match refusal {
-            Refusal::NoMemory => MemEvent::OutOfMemory { vm, gfn },
-            Refusal::Lost => MemEvent::PageLost { vm, gfn },
-            // Device registers are asked for all the time.
-            Refusal::NotMemory | Refusal::BadRequest => return,
-        };
-        tell_root(&RootRequest::MemEvent(event));
+        // Device registers are asked for all the time, and want of memory passes.
+        if refusal == Refusal::Lost {
+            tell_root(&RootRequest::MemEvent(MemEvent::PageLost { vm, gfn }));
+        }
+    }
+
+    /// The swap partition has finished requests.
+    fn swapped(&mut self) {
+        while let Some(finished) = self.spaces.kernel().swap_finished() {
+            match finished {
+                Finished::Written { transfers, ok } => {
+                    for transfer in transfers {
+                        self.server.swap_done(transfer, ok);
+                    }
+                }
+                Finished::Read { transfer, ok, .. } => {
+                    if let Some(arrived) = self.server.swap_done(transfer, ok) {
+                        if arrived.ok {
+                            self.spaces.kernel().signal_vmm(arrived.vm);
+                        } else {
+                            self.report(arrived.vm, arrived.gfn, Refusal::Lost);
+                        }
+                    }
+                }
+            }
+        }
+        self.server.go_on(&mut self.spaces);
     }
 
     fn signals(&mut self, signals: u64) {
         if signals & notify::ROOT != 0 {
             while let Some(Command::Mem(request)) = next_command() {
+                if matches!(request, MemRequest::SetSwap { .. }) {
+                    self.spaces.kernel().attach_swap();
+                }
                 let reply = self.server.order(request, &mut self.spaces);
                 // Before the answer, so that whoever asked finds the figures after it.
                 self.publish();
                 tell_root(&RootRequest::MemAnswer(reply));
             }
+        }
+        if signals & notify::DISK != 0 {
+            self.swapped();
         }
         if signals & notify::TIMER != 0 {
             if let Some(event) = self.server.tick(runtime::clock::now(), &mut self.spaces) {

@@ -2,6 +2,8 @@
 // UNSAFETY: turns fixed addresses of the server's own address space into memory.
 #![expect(unsafe_code, reason = "frames are named by address")]
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use mem_server::hash::{self, Key, PAGE_WORDS};
 use mem_server::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame};
 use protocol::startup::MEM_FREE_VADDR;
@@ -100,6 +102,23 @@ impl View {
         let word = self.words(frame);
         for (index, place) in bytes.chunks_exact_mut(8).enumerate() {
             place.copy_from_slice(&word(index).to_le_bytes());
+        }
+    }
+
+    /// Copies a frame into shared memory of a page's size.
+    pub fn copy_out(&self, frame: Frame, to: &[AtomicU64]) {
+        let word = self.words(frame);
+        for (index, place) in to.iter().enumerate().take(PAGE_WORDS) {
+            place.store(word(index), Ordering::Relaxed);
+        }
+    }
+
+    /// Fills a frame from shared memory of a page's size.
+    pub fn copy_in(&mut self, frame: Frame, from: &[AtomicU64]) {
+        let start = self.start(frame);
+        for (index, word) in from.iter().enumerate().take(PAGE_WORDS) {
+            // SAFETY: inside the frame, as in `words`; no object lies there.
+            unsafe { start.add(index).write_volatile(word.load(Ordering::Relaxed)) }
         }
     }
 

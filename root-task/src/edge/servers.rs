@@ -878,7 +878,7 @@ impl Ring {
         objects: &mut Objects,
         io: &mut Server,
         client: u16,
-        vmm: &Server,
+        owner: &Server,
     ) -> Result<(), Fail> {
         let rights = CapRights::read_write();
         for page in 0..RING_PAGES {
@@ -892,7 +892,22 @@ impl Ring {
         }
         let to = slots::IO_CLIENT_NOTIFY + u64::from(client);
         let bit = notify::DISK | notify::SIGNAL;
-        objects.give(io.cspace, to, vmm.notification, SIGNAL, bit, "completions of a disk")
+        objects.give(io.cspace, to, owner.notification, SIGNAL, bit, "completions of a disk")
+    }
+
+    /// Maps it into the server that asks.
+    pub fn map_into(
+        &self,
+        objects: &mut Objects,
+        owner: &mut Server,
+        base: u64,
+    ) -> Result<(), Fail> {
+        for page in 0..RING_PAGES {
+            let source = CPtr::from_bits(self.frames + page).cast::<sel4::cap_type::Granule>();
+            let frame = objects.copy(&mut owner.arena, source)?;
+            owner.map_page(objects, frame, base + page * PAGE_SIZE, CapRights::read_write())?;
+        }
+        Ok(())
     }
 
     /// Maps it into a vmm-server as its disk `disk` and gives the endpoint for doorbells.
@@ -904,13 +919,8 @@ impl Ring {
         client: u16,
         disk: u8,
     ) -> Result<(), Fail> {
-        let rights = CapRights::read_write();
         let base = startup::VMM_RING_VADDR + startup::RING_STRIDE * u64::from(disk);
-        for page in 0..RING_PAGES {
-            let source = CPtr::from_bits(self.frames + page).cast::<sel4::cap_type::Granule>();
-            let frame = objects.copy(&mut vmm.arena, source)?;
-            vmm.map_page(objects, frame, base + page * PAGE_SIZE, rights)?;
-        }
+        self.map_into(objects, vmm, base)?;
         let to = slots::VMM_IO_ENDPOINTS + u64::from(disk);
         let badge = slots::io_badge(client);
         objects.give(vmm.cspace, to, core.io_ep, SEND, badge, "doorbell of a disk")

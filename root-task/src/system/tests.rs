@@ -1,7 +1,9 @@
 //! Whole lives of VMs and servers, with the servers' answers played by the test.
 
 use super::*;
+use protocol::slots::SWAP_CLIENT;
 use protocol::system::{Balloon, Disk, IoControl, IoPolicy, MemoryPolicy, Name, Sharing};
+use protocol::units::Gfn;
 
 struct All;
 impl Artefacts for All {
@@ -105,6 +107,11 @@ impl World {
             Action::PlaceClient { client, .. } => {
                 self.rings[usize::from(client)] = true;
                 self.supervisor.client_placed(client, Some(0x1000), more);
+            }
+            Action::PlaceSwap => {
+                assert!(!self.rings[usize::from(SWAP_CLIENT)], "two swap rings");
+                self.rings[usize::from(SWAP_CLIENT)] = true;
+                self.supervisor.swap_placed(Some(0x2000), more);
             }
             Action::RemoveClient(client) => self.rings[usize::from(client)] = false,
             Action::Resume(vm) => {
@@ -362,4 +369,65 @@ fn a_vm_stopped_while_it_is_admitted_ends_well() {
     assert_eq!(world.supervisor.state(A), Some(VmState::Stopped));
     assert!(world.outputs.contains(&Output::Done { id: 3, outcome: Ok(()) }));
     assert!(!world.has_event(Event::VmState { vm: A, state: VmState::Running }));
+}
+
+fn with_swap(vms: &[Vm]) -> World {
+    let mut system = system(vms);
+    let swap = protocol::system::Swap { partition: name("swap"), size: Pages(0x8000) };
+    system.memory_policy.swap = Some(swap);
+    World { supervisor: Supervisor::new(&system), ..World::new(vms) }
+}
+
+#[test]
+fn vms_start_when_the_mem_server_has_its_swap_partition() {
+    let mut world = with_swap(&[vm("a", 1)]);
+    let mut actions = Actions::new();
+    world.supervisor.boot(&mut actions);
+    assert_eq!(actions[..], [Action::PlaceSwap], "no VM before admission can count swap space");
+    world.run(|_, more| more.extend(actions));
+    assert!(world.rings[usize::from(SWAP_CLIENT)] && world.alive[0]);
+    assert!(world.has_event(Event::Ready));
+}
+
+#[test]
+fn a_missing_swap_partition_is_said_and_vms_start() {
+    let mut world = with_swap(&[vm("a", 0)]);
+    world.io_refuses = true;
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    assert!(world.outputs.contains(&Output::Note(ServerId::Io)));
+    assert!(!world.rings[usize::from(SWAP_CLIENT)] && world.alive[0]);
+}
+
+#[test]
+fn a_new_mem_server_gets_a_new_swap_ring_and_a_new_io_server_the_old_one() {
+    let mut world = with_swap(&[vm("a", 1)]);
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    let fault = FaultReport { label: 6, ip: 1, address: 2, code: 0 };
+    let attaches = world.attaches;
+    world.run(|supervisor, actions| supervisor.fault(Client::Io, fault, Nanos(1), actions));
+    assert_eq!(world.attaches, attaches + 2, "the VM's disk and the swap partition");
+    world.run(|supervisor, actions| supervisor.fault(Client::Mem, fault, Nanos(2), actions));
+    assert_eq!(world.attaches, attaches + 3);
+    assert!(world.rings[usize::from(SWAP_CLIENT)]);
+}
+
+#[test]
+fn a_vm_whose_page_is_lost_stops_and_says_which() {
+    let mut world = with_swap(&[vm("a", 0), vm("b", 0)]);
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    let lost = RootRequest::MemEvent(MemEvent::PageLost { vm: A, gfn: Gfn(77) });
+    world.run(|supervisor, actions| drop(supervisor.request(Client::Mem, &lost, actions)));
+    let reason = StopReason::PageLost { gfn: Gfn(77) };
+    assert!(world.has_event(Event::VmStopped { vm: A, reason }));
+    assert_eq!(world.alive[..2], [false, true]);
+}
+
+#[test]
+fn a_vm_that_is_not_admitted_says_the_numbers_and_leaves_nothing() {
+    let mut world = World::new(&[vm("a", 1)]);
+    world.mem_refuses = true;
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    let reason = StopReason::Refused(Refusal::Memory { asked: Pages(9), available: Pages(1) });
+    assert!(world.has_event(Event::VmStopped { vm: A, reason }));
+    assert!(!world.alive[0] && world.rings.iter().all(|ring| !ring));
 }

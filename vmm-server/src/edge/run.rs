@@ -3,7 +3,7 @@
 use core::fmt::Write as _;
 
 use abi::vcpu::{RETURN_EXIT, control};
-use protocol::mem::MemRequest;
+use protocol::mem::{MemRequest, Refusal};
 use protocol::ring::ByteRing;
 use protocol::root::{Command, RootRequest, Text, VmEvent, VmmCommand, VmmCounter, vmm_counter};
 use protocol::slots::{TIMER, notify};
@@ -75,7 +75,11 @@ impl Runner {
                 Resume::Halt => self.idle(),
                 Resume::FaultIn { gfn, access } => {
                     if let Err(refusal) = fault_in(gfn, access) {
-                        break self.refused(gfn.gpa(), refusal);
+                        if refusal != Refusal::NoMemory as u64 {
+                            break self.refused(gfn.gpa(), refusal);
+                        }
+                        // The guest touches the page again when it goes on.
+                        self.wait_for_memory();
                     }
                 }
                 Resume::Stop(stop) => break self.event_of(stop),
@@ -154,6 +158,23 @@ impl Runner {
             self.housekeeping = now + self.housekeeping_period;
         }
         self.halted_ticks = self.halted_ticks.wrapping_add(now.wrapping_sub(before));
+    }
+
+    /// Waits until the mem-server has a frame or the page from the disk; everything else goes on.
+    #[cold]
+    fn wait_for_memory(&mut self) {
+        self.machine.flush_console();
+        loop {
+            self.arm();
+            let badge = NOTIFICATION.wait();
+            self.signalled(badge);
+            if badge & notify::MEM != 0 {
+                break;
+            }
+        }
+        if self.is_paused {
+            self.idle();
+        }
     }
 
     fn signalled(&mut self, badge: u64) {

@@ -1,0 +1,194 @@
+//! The swap partition as a client of the io-sched-server: pages out in clusters, pages in one by one.
+//!
+//! Writes to neighbouring slots are gathered into one request until [`Queue::flush`]; reads go at once. Every page passes
+//! through a data page of the ring, so the device never touches a guest's frame.
+
+use core::sync::atomic::AtomicU64;
+
+use protocol::ring::{BLK_SLOTS, BlkClient, BlkOperation, BlkStatus, RingError, SECTOR_BYTES};
+
+use crate::page::{FRAME_BYTES, Frame};
+
+/// Pages of one write request at most: 64 KiB.
+pub const CLUSTER: usize = 16;
+/// Write requests in the ring at once: what is left of its 255 data pages is for reads, which somebody waits for.
+const WRITES_MAX: u32 = 12;
+/// Pages that can be on their way out at once.
+pub const WRITES_PAGES: usize = WRITES_MAX as usize * CLUSTER;
+const PAGE_WORDS: usize = FRAME_BYTES / 8;
+const SLOT_SECTORS: u64 = FRAME_BYTES as u64 / SECTOR_BYTES as u64;
+
+/// Pages written together, by transfer.
+pub type Cluster = heapless::Vec<u32, CLUSTER>;
+
+#[derive(Clone, Debug, Default)]
+enum Job {
+    #[default]
+    None,
+    Write(Cluster),
+    Read {
+        transfer: u32,
+        frame: Frame,
+    },
+}
+
+/// A cluster that is still being filled.
+#[derive(Clone, Debug)]
+struct Open {
+    ring_slot: u8,
+    first: u32,
+    transfers: Cluster,
+}
+
+/// What the device has finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// These pages were written, or not.
+    Written {
+        /// By transfer.
+        transfers: Cluster,
+        /// All of them are on the disk.
+        ok: bool,
+    },
+    /// A page was read, or not.
+    Read {
+        /// Which transfer.
+        transfer: u32,
+        /// Where it goes.
+        frame: Frame,
+        /// Its bytes are those that were written.
+        ok: bool,
+    },
+}
+
+/// Requests between mem-server and swap partition.
+#[derive(Debug)]
+pub struct Queue {
+    client: BlkClient,
+    open: Option<Open>,
+    jobs: [Job; BLK_SLOTS],
+    writes: u32,
+    is_rung: bool,
+}
+
+impl Queue {
+    /// Over a freshly formatted ring.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError::Layout`] if it is none.
+    pub fn attach(words: &[AtomicU64]) -> Result<Self, RingError> {
+        Ok(Self {
+            client: BlkClient::attach(words)?,
+            open: None,
+            jobs: [const { Job::None }; BLK_SLOTS],
+            writes: 0,
+            is_rung: true,
+        })
+    }
+
+    /// Takes a page for swap slot `slot`; `fill` copies it into the ring. False if the ring is full.
+    pub fn write(
+        &mut self,
+        words: &[AtomicU64],
+        transfer: u32,
+        slot: u32,
+        fill: impl FnOnce(&[AtomicU64]),
+    ) -> bool {
+        let follows = |open: &Open| open.first + open.transfers.len() as u32 == slot;
+        if !self.open.as_ref().is_some_and(follows) {
+            self.submit_open(words);
+            if self.writes == WRITES_MAX {
+                return false;
+            }
+            let Ok((ring_slot, _)) = self.client.reserve((CLUSTER * FRAME_BYTES) as u32) else {
+                return false;
+            };
+            self.writes += 1;
+            self.open = Some(Open { ring_slot, first: slot, transfers: Cluster::new() });
+        }
+        let Some(open) = &mut self.open else { return false };
+        let at = self.client.data_offset(open.ring_slot) / 8 + open.transfers.len() * PAGE_WORDS;
+        let Some(page) = words.get(at..at + PAGE_WORDS) else { return false };
+        if open.transfers.push(transfer).is_err() {
+            return false;
+        }
+        fill(page);
+        if open.transfers.is_full() {
+            self.submit_open(words);
+        }
+        true
+    }
+
+    fn submit_open(&mut self, words: &[AtomicU64]) {
+        let Some(open) = self.open.take() else { return };
+        let length = (open.transfers.len() * FRAME_BYTES) as u32;
+        let sector = u64::from(open.first) * SLOT_SECTORS;
+        self.client.submit(words, open.ring_slot, BlkOperation::Write, sector, length, (0, 0));
+        self.jobs[usize::from(open.ring_slot)] = Job::Write(open.transfers);
+        self.is_rung = false;
+    }
+
+    /// Asks for the page in swap slot `slot`. False if the ring is full.
+    pub fn read(&mut self, words: &[AtomicU64], transfer: u32, slot: u32, frame: Frame) -> bool {
+        let length = FRAME_BYTES as u32;
+        let Ok((ring_slot, _)) = self.client.reserve(length) else { return false };
+        let sector = u64::from(slot) * SLOT_SECTORS;
+        self.client.submit(words, ring_slot, BlkOperation::Read, sector, length, (0, 0));
+        self.jobs[usize::from(ring_slot)] = Job::Read { transfer, frame };
+        self.is_rung = false;
+        true
+    }
+
+    /// Submits what is being gathered. True if the doorbell must be rung.
+    #[inline]
+    pub fn flush(&mut self, words: &[AtomicU64]) -> bool {
+        if self.is_rung && self.open.is_none() {
+            return false;
+        }
+        self.submit_open(words);
+        self.is_rung = true;
+        true
+    }
+
+    /// The next finished request; `store` puts a page that was read into its frame.
+    pub fn poll(
+        &mut self,
+        words: &[AtomicU64],
+        store: impl FnOnce(Frame, &[AtomicU64]),
+    ) -> Option<Finished> {
+        let done = self.client.poll(words)?;
+        let ok = done.status == BlkStatus::Ok;
+        let job = core::mem::take(&mut self.jobs[usize::from(done.slot)]);
+        let finished = match job {
+            Job::None => None,
+            Job::Write(transfers) => {
+                self.writes -= 1;
+                Some(Finished::Written { transfers, ok })
+            }
+            Job::Read { transfer, frame } => {
+                let at = self.client.data_offset(done.slot) / 8;
+                match words.get(at..at + PAGE_WORDS).filter(|_| ok) {
+                    Some(page) => {
+                        store(frame, page);
+                        Some(Finished::Read { transfer, frame, ok: true })
+                    }
+                    None => Some(Finished::Read { transfer, frame, ok: false }),
+                }
+            }
+        };
+        // Nothing of one VM's stays where another's comes next.
+        let (at, pages) = (
+            self.client.data_offset(done.slot) / 8,
+            match &finished {
+                Some(Finished::Written { transfers, .. }) => transfers.len(),
+                _ => 1,
+            },
+        );
+        for word in words.get(at..at + pages * PAGE_WORDS).unwrap_or(&[]) {
+            word.store(0, core::sync::atomic::Ordering::Relaxed);
+        }
+        self.client.release(words, done.slot);
+        finished
+    }
+}
