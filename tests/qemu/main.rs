@@ -3,6 +3,7 @@
 
 mod bochs;
 mod command;
+mod overcommit;
 mod root_task;
 mod system;
 
@@ -15,5 +16,6 @@ fn main() -> ExitCode {
     root_task::run(&mut runner);
     bochs::run(&mut runner);
     system::run(&mut runner);
+    overcommit::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

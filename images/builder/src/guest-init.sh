@@ -8,7 +8,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
 read -r words </proc/cmdline
-root='' flags=ro mark='' work=''
+root='' flags=ro mark='' work='' load=''
 for word in $words; do
     case $word in
         root=*) root=${word#root=} ;;
@@ -16,6 +16,7 @@ for word in $words; do
         ro) flags=ro ;;
         ballast.mark) mark=yes ;;
         ballast.work) work=yes ;;
+        ballast.load=*) load=${word#ballast.load=} ;;
     esac
 done
 if [ -n "$mark" ]; then
@@ -42,6 +43,12 @@ if [ -n "$root" ]; then
         tries=$((tries + 1))
     done
     if mount -t ext4 -o "$flags" "$root" /root; then
+        if [ -n "$load" ]; then
+            mount -o remount,rw /root
+            cp /load /root/usr/local/sbin/ballast-load
+            echo "ld:2:respawn:/usr/local/sbin/ballast-load $load" >/root/etc/inittab.d/load.tab
+            mount -o remount,ro /root
+        fi
         mount --move /dev /root/dev
         umount /proc /sys
         exec switch_root /root /sbin/init

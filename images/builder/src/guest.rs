@@ -27,6 +27,7 @@ const MODULES: [(&str, &str); 8] = [
 /// Beyond Debian's minimum: an init that boots in a second under emulation, and process tools.
 const ROOT_PACKAGES: &str = "sysvinit-core,procps";
 const INIT: &str = include_str!("guest-init.sh");
+const LOAD: &str = include_str!("guest-load.sh");
 const ROOT_HOOK: &str = include_str!("guest-root.sh");
 
 /// Tells the user which long step runs.
@@ -86,7 +87,7 @@ pub fn initramfs(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error
     let tree = cache.path("kernel").join("lib/modules");
     let release = find(&tree, "")?;
     let busybox = Path::new("/usr/bin/busybox");
-    let inputs = format!("2 {} {MODULES:?} {INIT}", release.display());
+    let inputs = format!("2 {} {MODULES:?} {INIT} {LOAD}", release.display());
     cache.get("initramfs.cpio", &inputs, |path| {
         let mut cpio = Cpio::default();
         for folder in ["bin", "dev", "modules", "proc", "root", "sys"] {
@@ -103,6 +104,7 @@ pub fn initramfs(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error
             cpio.file(&format!("modules/{module}.ko"), 0o644, &bytes);
         }
         let names: Vec<&str> = MODULES.iter().map(|(module, _)| *module).collect();
+        cpio.file("load", 0o755, LOAD.as_bytes());
         cpio.file("init", 0o755, INIT.replace("MODULES", &names.join(" ")).as_bytes());
         fs::write(path, cpio.finish()).map_err(at(path))
     })

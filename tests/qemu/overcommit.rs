@@ -1,0 +1,187 @@
+//! More memory promised than there is: many VMs start, and five under load lose no page.
+
+use ballast::config::Config;
+use ballast::image::{self, Disk};
+use ballast::machine::{Clock, EXIT_GOOD, Machine, Options, Writes, exit_status};
+use ballast::report::Stats;
+use ballast::session::{Ask, Session, run_folder};
+use protocol::link::{Event, MemoryStats, Request, ServerId, VmState};
+use protocol::units::{Pages, VmId};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tests::guest::{HANG, Shell};
+use tests::runner::{Failure, Runner};
+
+/// Guard in host time for rounds of the load.
+const LOAD: Duration = Duration::from_secs(900);
+
+fn text(error: impl std::fmt::Display) -> Failure {
+    error.to_string()
+}
+
+/// Boots a description by instruction count.
+fn start(name: &str, description: &str) -> Result<Arc<Session>, Failure> {
+    let folder = run_folder(&format!("test-{name}-{}", std::process::id())).map_err(text)?;
+    std::fs::create_dir_all(&folder).map_err(text)?;
+    let path = folder.join(format!("{name}.toml"));
+    std::fs::write(&path, description).map_err(text)?;
+    let config = Config::load(&path).map_err(text)?;
+    let image = image::build(&config, Disk::Fresh).map_err(text)?;
+    let clock = Clock::Instructions;
+    let options = Options { writes: Writes::Discard, clock, ..Options::default() };
+    let machine = Machine::start(&image, &options, &folder).map_err(text)?;
+    Session::start(machine, &folder).map_err(text)
+}
+
+fn stop(session: &Session) -> Result<(), Failure> {
+    let _ = session.ask(Request::Quit { code: EXIT_GOOD });
+    let ended = session.wait_end(HANG);
+    let _ = std::fs::remove_dir_all(session.folder());
+    if ended == Some(exit_status(EXIT_GOOD)) {
+        return Ok(());
+    }
+    Err(format!("QEMU ended with {ended:?}"))
+}
+
+fn stats(session: &Session) -> Result<Stats, Failure> {
+    session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines)).map_err(text)
+}
+
+/// Events of the run so far that are no part of a good one.
+fn bad_event(session: &Session) -> Option<Event> {
+    session.heard(|heard| {
+        let is_bad = |event: &&(_, Event)| matches!(event.1, Event::VmStopped { .. });
+        heard.events.iter().find(is_bad).map(|event| event.1)
+    })
+}
+
+/// Runs the groups.
+pub fn run(runner: &mut Runner) {
+    if runner.wants("many") {
+        many(runner);
+    }
+    if runner.wants("overcommit") {
+        overcommit(runner);
+    }
+}
+
+/// Each VM is loaded from some 4,000 pages; their capabilities must not be in each other's way.
+fn many(runner: &mut Runner) {
+    let mut description = "[host]\nname = \"many\"\nmemory = \"1024M\"\n".to_owned();
+    for number in 1..=8 {
+        let _ = write!(
+            description,
+            "[[vm]]\nname = \"vm{number}\"\nkernel = \"debian\"\ninitrd = \"debian\"\n\
+             memory = {{ size = \"96M\", reservation = \"16M\" }}\n"
+        );
+    }
+    // The ninth asks for more than there is.
+    description.push_str(
+        "[[vm]]\nname = \"vm9\"\nkernel = \"debian\"\ninitrd = \"debian\"\n\
+         memory = { size = \"900M\", reservation = \"900M\" }\nautostart = false\n",
+    );
+    let mut started = None;
+    let booted = runner.case("many: eight VMs start together", || {
+        let session = start("many", &description)?;
+        let session = started.insert(session);
+        session
+            .wait("eight VMs running", HANG, |heard| {
+                heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
+            })
+            .map_err(text)?;
+        let states = ballast::cli::states(&**session).map_err(text)?;
+        let running = states.iter().filter(|(.., state)| *state == VmState::Running).count();
+        if running == 8 { Ok(()) } else { Err(format!("{running} of 8 run")) }
+    });
+    let Some(session) = started.filter(|_| booted) else {
+        runner.lost("many: everything else", "the VMs did not start");
+        return;
+    };
+    runner.case("many: what is too much is refused with the numbers and leaves nothing", || {
+        let before = stats(&session)?.machine.free;
+        let refused = session.ask(Request::VmStart(VmId(8)));
+        let words = refused.err().map(text).unwrap_or_default();
+        if !words.contains("memory is short") || !words.contains("MiB available") {
+            return Err(format!("not refused with numbers: {words:?}"));
+        }
+        let after = stats(&session)?.machine.free;
+        // The other guests still boot and touch pages meanwhile, so free memory may shrink, but not by a VM.
+        if before.bytes().saturating_sub(after.bytes()) > 400 << 20 {
+            return Err(format!("{before:?} pages free before, {after:?} after"));
+        }
+        Ok(())
+    });
+    runner.case("many: quit ends the run well", || stop(&session));
+}
+
+/// The system of `images/systems/overcommit.toml` at half its size.
+fn small_overcommit() -> Result<String, Failure> {
+    let path = Path::new(ballast::WORKSPACE).join("images/systems/overcommit.toml");
+    let text = std::fs::read_to_string(&path).map_err(text)?;
+    Ok(text
+        .replace("memory = \"640M\"", "memory = \"416M\"")
+        .replace("size = \"192M\", reservation = \"64M\"", "size = \"128M\", reservation = \"48M\"")
+        .replace("size = \"192M\"", "size = \"128M\"")
+        .replace("ballast.load=20", "ballast.load=2,30"))
+}
+
+/// Waits for the next `count` rounds on a console; a wrong checksum, a killed program or a second start fails.
+fn rounds(shell: &mut Shell<'_>, count: usize) -> Result<(), Failure> {
+    let said = shell.wait("rounds of the load", LOAD, |text| {
+        let bad = ["WRONG", "Out of memory", "oom-kill", "Killed", "panic"];
+        if let Some(word) = bad.iter().find(|word| text.contains(**word)) {
+            return Some(Err((*word).to_owned()));
+        }
+        (text.matches("rounds, 0 errors").count() >= count).then_some(Ok(()))
+    })?;
+    said.map_err(|word| format!("the load said {word}"))
+}
+
+fn overcommit(runner: &mut Runner) {
+    let mut started = None;
+    let booted = runner.case("overcommit: five VMs of 60 % more than there is start", || {
+        let session = started.insert(start("overcommit", &small_overcommit()?)?);
+        session
+            .wait("five VMs running", HANG, |heard| {
+                heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
+            })
+            .map_err(text)?;
+        let stats = stats(session)?;
+        let sizes: u64 = stats.vms.iter().map(|(.., vm)| vm.memory.size.bytes()).sum();
+        let machine = stats.machine.memory.bytes() - stats.machine.kernel_memory.bytes();
+        if sizes * 10 < machine * 16 {
+            return Err(format!("only {sizes} bytes configured of {machine}"));
+        }
+        bad_event(session).map_or(Ok(()), |event| Err(format!("{event:?}")))
+    });
+    let Some(session) = started.filter(|_| booted) else {
+        runner.lost("overcommit: everything else", "the system did not start");
+        return;
+    };
+    let mut shells: Vec<Shell<'_>> = (0..5).map(|vm| Shell::new(&session, VmId(vm))).collect();
+    let worked = runner.case("overcommit: no page is lost under load", || {
+        shells.iter_mut().try_for_each(|shell| rounds(shell, 2))
+    });
+    if worked {
+        runner.case("overcommit: pages were compressed and went to the swap partition", || {
+            let stats = stats(&session)?;
+            let all = |of: fn(&MemoryStats) -> Pages| -> u64 {
+                stats.vms.iter().map(|(.., vm)| of(&vm.memory).0).sum()
+            };
+            let (packed, swapped) = (all(|memory| memory.compressed), all(|memory| memory.swapped));
+            let shared = all(|memory| memory.shared);
+            if packed > 0 && swapped > 0 && shared > 0 {
+                return Ok(());
+            }
+            Err(format!("{packed} pages compressed, {swapped} swapped, {shared} shared"))
+        });
+        runner.case("overcommit: a new io-sched-server finds the swap requests", || {
+            session.ask(Request::Kill(ServerId::Io)).map_err(text)?;
+            shells.iter_mut().try_for_each(|shell| rounds(shell, 1))?;
+            bad_event(&session).map_or(Ok(()), |event| Err(format!("{event:?}")))
+        });
+    }
+    runner.case("overcommit: quit ends the run well", || stop(&session));
+}
