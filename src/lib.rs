@@ -4,6 +4,10 @@
 //! in the run folder (`session`), in the link's own language. Nothing here knows a kernel type.
 #![forbid(unsafe_code)]
 
+// First, so that its macros hold in all others.
+#[macro_use]
+pub mod out;
+
 pub mod bench;
 pub mod cli;
 pub mod client;

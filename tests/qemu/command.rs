@@ -1,7 +1,7 @@
 //! The host command's manners: bad input is pointed at and nothing is started.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tests::runner::{Failure, Runner};
 
 /// The host command that was built beside this test.
@@ -60,6 +60,28 @@ pub fn run(runner: &mut Runner) {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let is_right = output.status.code() == Some(2) && said.contains("ELF");
         if is_right { Ok(()) } else { Err(said) }
+    });
+    runner.case("command: a reader that is gone ends a command quietly", || {
+        let mut command = Command::new(ballast()?);
+        command.arg("doctor").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        drop(child.stdout.take());
+        let output = child.wait_with_output().map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.code() == Some(0) && said.is_empty() {
+            return Ok(());
+        }
+        Err(format!("{}: {said}", output.status))
+    });
+    runner.case("command: output that cannot be written is an error", || {
+        let full = std::fs::File::create("/dev/full").map_err(|error| error.to_string())?;
+        let output = Command::new(ballast()?).arg("doctor").stdout(full).output();
+        let output = output.map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.code() == Some(5) && said.contains("cannot be written") {
+            return Ok(());
+        }
+        Err(format!("{}: {said}", output.status))
     });
     runner.case("command: doctor finds nothing wrong", || {
         let output = run_ballast(&["doctor"])?;
