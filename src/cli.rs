@@ -67,6 +67,17 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Records what VMs have of memory and draws it over time.
+    Timeline {
+        /// The picture (SVG).
+        file: PathBuf,
+        /// Ends after so many seconds of the machine's time, or with the system.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Milliseconds of the host's time between two looks.
+        #[arg(long, default_value_t = 500)]
+        every: u64,
+    },
     /// Shows every number behind a VM's present allocation.
     Explain {
         /// Name of the VM.
@@ -214,6 +225,10 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
         Verb::Console { vm } => {
             let id = client::find_vm(&client::Client::new()?, &vm)?;
             console::attach(id, &vm)
+        }
+        Verb::Timeline { file, seconds, every } => {
+            let every = Duration::from_millis(every);
+            crate::timeline::record(&client::Client::new()?, seconds, every, &file)
         }
         Verb::Top { view, once } => top(&client::Client::new()?, view, once),
         Verb::Caps { json } => {

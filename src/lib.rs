@@ -25,6 +25,7 @@ pub mod suite;
 pub mod symbols;
 #[cfg(test)]
 mod tidy;
+pub mod timeline;
 
 pub use error::Error;
 

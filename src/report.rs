@@ -198,6 +198,10 @@ impl Stats {
                     "swapped_bytes": memory.swapped.bytes(),
                     "compressed_bytes": memory.compressed.bytes(),
                     "overhead_bytes": memory.overhead.bytes(),
+                    "touched_bytes": memory.touched.bytes(),
+                    "swap_target_bytes": memory.swap_target.bytes(),
+                    "tax_paid_bytes": memory.tax_paid.bytes(),
+                    "target_bytes": memory.target.bytes(),
                 },
                 "exits_total": exits,
                 "vcpu_seconds_total": stats.vcpu_time.0 as f64 / 1e9,
@@ -243,15 +247,7 @@ impl Stats {
     /// The screen of `top`: rates against `before`, an earlier answer.
     pub fn top(&self, before: Option<&Self>) -> String {
         let machine = &self.machine;
-        let state = ["high", "soft", "hard", "low"];
-        let state = state.get(usize::from(machine.memory_state)).unwrap_or(&"?");
-        let mut out = format!(
-            "up {}   memory {} (servers {}, free {})   state {state}\n\n",
-            seconds(machine.uptime),
-            mib(machine.memory),
-            mib(machine.kernel_memory),
-            mib(machine.free),
-        );
+        let mut out = self.machine_line();
         let elapsed = before.map_or(machine.uptime.0, |before| {
             machine.uptime.0.saturating_sub(before.machine.uptime.0)
         });
@@ -296,8 +292,8 @@ impl Stats {
     /// The screen of `top mem`, with esxtop's words.
     pub fn top_memory(&self) -> String {
         let mut table = Table::new(&[
-            "VM", "MEMSZ", "GRANT", "ACTV", "SHRD", "SHRDSVD", "ZIP", "SWCUR", "MCTLSZ", "MCTLTGT",
-            "OVHD",
+            "VM", "MEMSZ", "GRANT", "TGT", "TCHD", "ACTV", "SHRD", "SHRDSVD", "ZIP", "SWCUR",
+            "SWTGT", "MCTLSZ", "MCTLTGT", "TAX", "OVHD",
         ]);
         for (_, name, _, stats) in &self.vms {
             let m = &stats.memory;
@@ -306,20 +302,38 @@ impl Stats {
                 [
                     m.size,
                     m.granted,
+                    m.target,
+                    m.touched,
                     m.active,
                     m.shared,
                     m.saved,
                     m.compressed,
                     m.swapped,
+                    m.swap_target,
                     m.balloon,
                     m.balloon_target,
+                    m.tax_paid,
                     m.overhead,
                 ]
                 .map(mib),
             );
             table.row(cells);
         }
-        table.text()
+        format!("{}{}", self.machine_line(), table.text())
+    }
+
+    /// Time, memory and pressure of the machine.
+    fn machine_line(&self) -> String {
+        let machine = &self.machine;
+        let state = ["high", "soft", "hard", "low"];
+        let state = state.get(usize::from(machine.memory_state)).unwrap_or(&"?");
+        format!(
+            "up {}   memory {} (servers {}, free {})   state {state}\n\n",
+            seconds(machine.uptime),
+            mib(machine.memory),
+            mib(machine.kernel_memory),
+            mib(machine.free),
+        )
     }
 }
 

@@ -192,3 +192,99 @@ impl Queue {
         finished
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::Ordering;
+    use protocol::ring::{BLK_RING_BYTES, BlkServer, Phase, format_blk_ring};
+
+    fn ring() -> Vec<AtomicU64> {
+        let words: Vec<AtomicU64> = (0..BLK_RING_BYTES / 8).map(|_| AtomicU64::new(0)).collect();
+        format_blk_ring(&words).unwrap();
+        words
+    }
+
+    fn fill(tag: u64) -> impl FnOnce(&[AtomicU64]) {
+        move |page| page.iter().for_each(|word| word.store(tag, Ordering::Relaxed))
+    }
+
+    fn nothing(_: Frame, _: &[AtomicU64]) {}
+
+    #[test]
+    fn neighbours_are_one_request_and_others_are_not() {
+        let words = ring();
+        let mut disk = BlkServer::attach(&words).unwrap();
+        let mut queue = Queue::attach(&words).unwrap();
+        for (transfer, slot) in [(0, 10), (1, 11), (2, 12), (3, 40)] {
+            assert!(queue.write(&words, transfer, slot, fill(slot.into())));
+        }
+        assert!(queue.flush(&words) && !queue.flush(&words), "one doorbell for all");
+        let (first, request) = disk.next(&words).unwrap().unwrap();
+        assert_eq!((request.sector, request.length), (80, 3 * 4096));
+        let (second, request) = disk.next(&words).unwrap().unwrap();
+        assert_eq!((request.sector, request.length), (320, 4096));
+        assert_eq!(disk.next(&words), Ok(None));
+        disk.complete(&words, second, BlkStatus::Ok, Phase::Weight);
+        disk.complete(&words, first, BlkStatus::DeviceError, Phase::Weight);
+        let written = |transfers: &[u32], ok| {
+            let transfers = transfers.iter().copied().collect();
+            Some(Finished::Written { transfers, ok })
+        };
+        assert_eq!(queue.poll(&words, nothing), written(&[3], true));
+        assert_eq!(queue.poll(&words, nothing), written(&[0, 1, 2], false));
+        assert_eq!(queue.poll(&words, nothing), None);
+    }
+
+    #[test]
+    fn reads_find_room_however_many_writes_wait() {
+        let words = ring();
+        let mut queue = Queue::attach(&words).unwrap();
+        let taken = (0..1000).take_while(|at| queue.write(&words, *at, 2 * at, fill(1))).count();
+        assert!((12..=WRITES_PAGES).contains(&taken), "{taken} pages on their way");
+        for transfer in 0..16 {
+            assert!(queue.read(&words, transfer, 5, Frame(transfer)));
+        }
+    }
+
+    #[test]
+    fn a_read_brings_its_page_or_says_that_it_did_not_and_leaves_no_bytes() {
+        let words = ring();
+        let mut queue = Queue::attach(&words).unwrap();
+        let mut disk = BlkServer::attach(&words).unwrap();
+        for (transfer, status) in [(7, BlkStatus::Ok), (8, BlkStatus::DeviceError)] {
+            assert!(queue.read(&words, transfer, 3, Frame(9)) && queue.flush(&words));
+            let (slot, request) = disk.next(&words).unwrap().unwrap();
+            let at = request.data_offset() / 8;
+            fill(0x55)(&words[at..at + PAGE_WORDS]);
+            disk.complete(&words, slot, status, Phase::Weight);
+            let mut stored = None;
+            let store = |frame, page: &[AtomicU64]| {
+                stored =
+                    Some((frame, page.iter().all(|word| word.load(Ordering::Relaxed) == 0x55)));
+            };
+            let ok = status == BlkStatus::Ok;
+            let finished = queue.poll(&words, store);
+            assert_eq!(finished, Some(Finished::Read { transfer, frame: Frame(9), ok }));
+            assert_eq!(stored, ok.then_some((Frame(9), true)), "a failed read must not be stored");
+            let left = &words[at..at + PAGE_WORDS];
+            assert!(left.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[test]
+    fn a_new_server_finds_what_the_old_one_had_taken() {
+        let words = ring();
+        let mut queue = Queue::attach(&words).unwrap();
+        let mut old = BlkServer::attach(&words).unwrap();
+        assert!(queue.write(&words, 1, 0, fill(1)) && queue.read(&words, 2, 9, Frame(4)));
+        queue.flush(&words);
+        assert!(old.next(&words).unwrap().is_some());
+        let mut new = BlkServer::attach(&words).unwrap();
+        while let Some((slot, _)) = new.next(&words).unwrap() {
+            new.complete(&words, slot, BlkStatus::Ok, Phase::Weight);
+        }
+        let finished = core::iter::from_fn(|| queue.poll(&words, nothing)).count();
+        assert_eq!(finished, 2);
+    }
+}

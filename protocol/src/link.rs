@@ -32,6 +32,10 @@ pub enum ServerId {
 }
 
 /// What the target tells the host.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made, sent and dropped one by one, and no heap to box it in"
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToHost<'a> {
     /// First frame after start-up.
@@ -345,6 +349,10 @@ pub enum Unit {
 }
 
 /// One line of an answer.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made, sent and dropped one by one, and no heap to box it in"
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Row<'a> {
     /// A VM.
@@ -427,6 +435,14 @@ pub struct MemoryStats {
     pub compressed: Pages,
     /// What the hypervisor spends on it.
     pub overhead: Pages,
+    /// Its pages found in use in the current sampling period.
+    pub touched: Pages,
+    /// Pages that paging should take.
+    pub swap_target: Pages,
+    /// What the idle memory tax takes off its target.
+    pub tax_paid: Pages,
+    /// What the allocation policy wants it to have.
+    pub target: Pages,
 }
 
 /// Disk work of a VM, all its disks together.

@@ -288,6 +288,12 @@ pub enum MemVmCounter {
     Target,
     /// Faults answered for it.
     Faults,
+    /// Its pages found in use in the current sampling period.
+    Touched,
+    /// Pages that paging should take.
+    SwapTarget,
+    /// What the idle memory tax takes off its target.
+    TaxPaid,
     /// Number of counters.
     Count,
 }

@@ -226,6 +226,9 @@ impl State {
                 (MemVmCounter::Overhead, stats.overhead),
                 (MemVmCounter::Target, stats.target),
                 (MemVmCounter::Faults, answered),
+                (MemVmCounter::Touched, stats.touched),
+                (MemVmCounter::SwapTarget, stats.swap_target),
+                (MemVmCounter::TaxPaid, stats.tax_paid),
             ] {
                 publish(mem_vm_counter(vm, counter), value);
             }

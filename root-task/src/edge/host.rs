@@ -40,6 +40,10 @@ fn memory(vm: VmId, own_bytes: u64) -> MemoryStats {
         swapped: get(MemVmCounter::Swapped),
         compressed: get(MemVmCounter::Compressed),
         overhead: Pages(get(MemVmCounter::Overhead).0 + own_bytes.div_ceil(PAGE_SIZE)),
+        touched: get(MemVmCounter::Touched),
+        swap_target: get(MemVmCounter::SwapTarget),
+        tax_paid: get(MemVmCounter::TaxPaid),
+        target: get(MemVmCounter::Target),
     }
 }
 
