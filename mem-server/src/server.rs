@@ -795,8 +795,10 @@ impl<'a> Server<'a> {
             // A hostile count may be 2^24: past the end of memory nothing can match any more.
             let count = range.count.min(memory.size.0);
             released.refused += range.count - count;
-            for gfn in (range.first.0..).take(count as usize).map(Gfn) {
-                let done = memory.index_of(gfn).is_some_and(|index| each(self, index));
+            for step in 0..count {
+                let gfn = range.first.0.checked_add(step).map(Gfn);
+                let index = gfn.and_then(|gfn| memory.index_of(gfn));
+                let done = index.is_some_and(|index| each(self, index));
                 *(if done { &mut released.done } else { &mut released.refused }) += 1;
             }
         }

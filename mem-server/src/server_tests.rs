@@ -499,6 +499,192 @@ proptest! {
     }
 }
 
+/// Balloon reports of a guest that lies: pages that are no memory, counts past the end, pages given twice, pages it deflates
+/// that were never in its balloon, another VM's numbers.
+#[test]
+fn hostile_balloon_reports_change_only_what_is_the_guests_to_give() {
+    let mut world = World::new(4, 64, swapping());
+    for vm in 0..2 {
+        world.admit(vm, 2, Sharing::Group(0));
+        for index in 0..40 {
+            world.write(vm, index, 7);
+            world.scan(vm, index);
+        }
+    }
+    let size = 512;
+    let balloon = |world: &mut World<'_>, first: u64, count: u64| {
+        let range = GfnRange { first: Gfn(first), count };
+        let reason = release_reason::BALLOON;
+        world.server.release(VmId(0), reason, [range].into_iter(), &mut world.machine)
+    };
+    let nothing_of = |refused| Released { done: 0, refused };
+    for (first, count) in [(size, 1), (0xd_0000, 16), (u64::MAX, 1), (1 << 51, 3)] {
+        assert_eq!(balloon(&mut world, first, count), nothing_of(count), "{first:#x}");
+        world.check();
+    }
+    // To the end of memory and far beyond it: what is there is given, the rest refused.
+    let most = 1 << 24;
+    assert_eq!(
+        balloon(&mut world, 10, most),
+        Released { done: size - 10, refused: most - size + 10 }
+    );
+    assert_eq!(balloon(&mut world, 10, 5), nothing_of(5), "given twice");
+    let deflate = |world: &mut World<'_>, first: u64, count: u64| {
+        let range = GfnRange { first: Gfn(first), count };
+        world.server.deflate(VmId(0), [range].into_iter())
+    };
+    assert_eq!(deflate(&mut world, 0, 10), nothing_of(10), "never ballooned");
+    assert_eq!(deflate(&mut world, 600, 10), nothing_of(10), "no memory");
+    assert_eq!(deflate(&mut world, 10, 4), Released { done: 4, refused: 0 });
+    assert_eq!(deflate(&mut world, 10, 4), nothing_of(4), "deflated twice");
+    let unknown = [GfnRange { first: Gfn(0), count: 4 }].into_iter();
+    assert_eq!(world.server.release(VmId(0), 77, unknown, &mut world.machine), Released::default());
+    // What the liar gave reads zeros; what it kept, and all of the other VM's, is what it was.
+    world.oracle.retain(|(vm, index), _| *vm == 1 || *index < 10);
+    world.read_all();
+    for index in 10..40 {
+        assert!(world.read(0, index));
+    }
+    world.check();
+}
+
+/// A guest whose driver promises to inflate and does not, and one without a driver: memory comes from paging instead, and
+/// neither comes to harm.
+#[test]
+fn a_guest_that_never_inflates_is_paged_and_keeps_its_contents() {
+    let mut world = World::new(8, 64, swapping());
+    for vm in 0..2 {
+        world.admit(vm, 8, Sharing::None);
+        let ready = MemRequest::BalloonReady { ready: vm == 0 };
+        world.server.control(VmId(vm), ready, &mut world.machine);
+    }
+    let mut now = Nanos(0);
+    for index in 0..2_040 {
+        assert!(world.write(0, index, INCOMPRESSIBLE | u64::from(index)), "page {index}");
+        assert!(world.write(1, index, INCOMPRESSIBLE | u64::from(index) << 20), "page {index}");
+        now.0 += 20_000_000;
+        world.server.tick(now, &mut world.machine);
+        while let Some((transfer, ok)) = world.machine.disk_step(false) {
+            world.server.swap_done(transfer, ok);
+        }
+    }
+    let stats = [0, 1].map(|vm| world.server.vm_stats(VmId(vm)).unwrap());
+    assert_eq!(stats[0].balloon + stats[1].balloon, 0, "nobody inflated");
+    assert!(stats[0].states.swapped + stats[1].states.swapped > 0, "nobody was paged");
+    world.check();
+    world.read_all();
+    world.check();
+}
+
+/// A reboot with pages in every state: all of them read zeros afterwards, and nothing is left in use.
+#[test]
+fn a_guest_that_reboots_with_pages_in_every_state_starts_from_zeros() {
+    let mut world = World::new(8, 64, swapping());
+    world.admit(1, 2, Sharing::Group(0));
+    world.write(1, 0, 42);
+    world.admit(0, 4, Sharing::Group(0));
+    let free = world.server.free();
+    for index in 0..6 {
+        world.write(0, index, 42);
+        world.scan(0, index);
+    }
+    world.write(0, 10, 0);
+    world.scan(0, 10);
+    for index in 20..24 {
+        world.write(0, index, 99 + u64::from(index));
+        world.server.reclaim_page(VmId(0), index, &mut world.machine);
+        world.write(0, 10 + index, INCOMPRESSIBLE | u64::from(index));
+        world.server.reclaim_page(VmId(0), 10 + index, &mut world.machine);
+    }
+    let (transfer, ok) = world.machine.disk_step(false).unwrap();
+    world.server.swap_done(transfer, ok);
+    let range = GfnRange::new(Gfn(100), 5);
+    world.server.release(VmId(0), release_reason::BALLOON, range.into_iter(), &mut world.machine);
+    world.server.tick(Nanos::from_secs(31), &mut world.machine);
+    let stats = world.server.vm_stats(VmId(0)).unwrap().states;
+    assert!(stats.shared > 0 && stats.zero > 0 && stats.compressed > 0, "{stats:?}");
+    assert!(stats.in_flight > 0 && stats.swapped > 0 && stats.ballooned > 0, "{stats:?}");
+    world.server.control(VmId(0), MemRequest::Reset, &mut world.machine);
+    world.check();
+    while let Some((transfer, ok)) = world.machine.disk_step(false) {
+        world.server.swap_done(transfer, ok);
+        world.check();
+    }
+    let record = world.server.vm(VmId(0)).unwrap();
+    assert_eq!(record.count(PageState::Absent), record.memory.size.0);
+    assert_eq!(world.server.free(), free);
+    assert_eq!(world.server.machine_stats().swap_used, 0);
+    world.oracle.retain(|(vm, _), _| *vm == 1);
+    for index in 0..110 {
+        assert!(world.read(0, index));
+    }
+    world.read_all();
+}
+
+/// A guest floods the table with contents of its own, all in few chains at that: the table stays as large as it is, every
+/// chain is bounded by it, and another VM's equal pages are found all the same.
+#[test]
+fn a_flood_of_hashes_neither_grows_the_table_nor_stops_sharing() {
+    let mut world = World::new(8, 64, Policy::default());
+    for vm in 0..2 {
+        world.admit(vm, 4, Sharing::Group(0));
+    }
+    world.machine.frames.hash_bits = 12;
+    for index in 0..1_000 {
+        assert!(world.write(0, index, INCOMPRESSIBLE | u64::from(index)));
+        world.scan(0, index);
+    }
+    assert!(world.server.share.hints() <= 64);
+    world.check();
+    let mut merged = 0;
+    for index in 0..50 {
+        for page in [2 * index, 2 * index + 1] {
+            assert!(world.write(1, page, 1 << 40 | u64::from(index)));
+            merged += u32::from(world.scan(1, page) == Scanned::Merged);
+        }
+    }
+    assert!(merged > 0, "nothing is shared any more");
+    world.read_all();
+    world.check();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Constant demand: whatever the VMs hold, the first rebalance after it says where they go, and no later one moves.
+    #[test]
+    fn targets_settle_in_one_period_and_stay(
+        vms in prop::collection::vec((1u32..4000, 0u64..300, 300u64..1024, 0u32..700), 1..5),
+    ) {
+        let mut world = World::new(8, 64, swapping());
+        for (vm, (shares, reservation, limit, _)) in vms.iter().enumerate() {
+            world.admit(vm as u16, 4, Sharing::None);
+            let controls = Controls {
+                shares: *shares,
+                reservation: Pages(*reservation),
+                limit: Pages(*limit),
+                ..VmMemory::new(Pages(1024)).controls
+            };
+            world.server.set_controls(VmId(vm as u16), controls).unwrap();
+        }
+        for (vm, (.., held)) in vms.iter().enumerate() {
+            for index in 0..*held {
+                world.write(vm as u16, index, INCOMPRESSIBLE | u64::from(index) << 8 | vm as u64);
+            }
+        }
+        let period = Policy::default().rebalance_period.0;
+        let mut seen = Vec::new();
+        for round in 1..8 {
+            world.server.tick(Nanos(round * period), &mut world.machine);
+            let targets = |server: &Server<'_>| -> Vec<u64> {
+                (0..vms.len()).map(|vm| server.vm(VmId(vm as u16)).unwrap().target).collect()
+            };
+            seen.push(targets(&world.server));
+        }
+        prop_assert!(seen.iter().all(|targets| *targets == seen[0]), "{seen:?}");
+        world.check();
+    }
+}
+
 /// Everything about a small world that decides its future, as a value.
 fn fingerprint(world: &World<'_>, vms: u16, pages: u32) -> Vec<u64> {
     let mut print = Vec::new();
