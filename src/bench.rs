@@ -3,6 +3,7 @@
 //! Every run is by instruction count (one tick is one instruction), so the figures are the same on
 //! any host. A figure that could not be measured is shown as such and is `null` in JSON.
 
+mod balloon;
 mod disk;
 mod linux;
 mod memory;
@@ -37,7 +38,7 @@ const fn figure(
 }
 
 /// Peers measured inside the same QEMU by the same guest; seL4's own figures for its kernel.
-const FIGURES: [Figure; 26] = [
+const FIGURES: [Figure; 33] = [
     figure("cpuid_exit", "CPUID, handled in the vmm-server", Some(700.0), "KVM 3070, Xen 5345"),
     figure("hypercall_exit", "null hypercall", None, "KVM 3323, Xen 5471"),
     figure("pio_exit", "read of a 16550 register", Some(1000.0), "KVM+QEMU 5450"),
@@ -64,6 +65,23 @@ const FIGURES: [Figure; 26] = [
     figure("scan_page", "look at a page for sharing", Some(2200.0), "KSM 4340"),
     figure("merge_page", "merge a page, looking included", Some(10_000.0), "KSM 28,000"),
     figure("cow_break", "write to a shared page, mem-server's part", None, "-"),
+    figure("zero_page_fault", "write to a page of zeros, mem-server's part", None, "-"),
+    figure("compressed_fault", "touch of a compressed page, mem-server's part", None, "-"),
+    figure(
+        "balloon_inflate_page",
+        "page into the balloon, guest's part too",
+        Some(8000.0),
+        "KVM+QEMU 20,000",
+    ),
+    figure("balloon_deflate_page", "page out of the balloon", Some(4000.0), "KVM+QEMU 7000"),
+    figure(
+        "balloon_pages_per_minsn",
+        "pages into the balloon (aim: 125 or more)",
+        None,
+        "KVM+QEMU 50",
+    ),
+    figure("metadata_permille", "capabilities, states, sharing of guest memory", Some(10.0), "-"),
+    figure("sharing_permille", "sharing table of all memory", Some(5.0), "paper 5"),
     figure("scanner_cpu_permille", "time for 20,000 pages/s and what they merge", None, "-"),
     figure("shared_saved_mib", "saved of two idle 128 MiB VMs", None, "-"),
     figure("mclock_op_1", "disk scheduler: add, decide, complete", None, "dmclock 1158"),
@@ -167,8 +185,15 @@ pub fn run(json: bool) -> Result<(), Error> {
     let mut figures = Figures::new();
     let mut problems = Vec::new();
     type Part = fn(&mut Figures) -> Result<(), Error>;
-    let parts: [Part; 5] =
-        [kernel_figures, guest_figures, linux::figures, memory::figures, disk::figures];
+    let parts: [Part; 7] = [
+        kernel_figures,
+        guest_figures,
+        linux::figures,
+        memory::figures,
+        memory::compressed,
+        balloon::figures,
+        disk::figures,
+    ];
     for part in parts {
         if let Err(error) = part(&mut figures) {
             problems.push(error.to_string());

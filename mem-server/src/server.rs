@@ -232,6 +232,14 @@ pub struct Counters {
     pub breaks: u64,
     /// Ticks spent on them.
     pub break_ticks: u64,
+    /// Writes to pages of zeros that got a frame.
+    pub zero_breaks: u64,
+    /// Ticks spent on them.
+    pub zero_break_ticks: u64,
+    /// Touches of compressed pages that were unpacked.
+    pub decompressed: u64,
+    /// Ticks spent on them, making room included.
+    pub decompress_ticks: u64,
 }
 
 impl<'a> Server<'a> {
@@ -274,6 +282,13 @@ impl<'a> Server<'a> {
     /// Free frames.
     pub const fn free(&self) -> u64 {
         self.ledger.free() as u64
+    }
+
+    /// Bytes of the states of admitted VMs' pages.
+    pub fn state_bytes(&self) -> u64 {
+        let pages: u64 = self.vms.iter().flatten().map(|vm| vm.memory.size.0).sum();
+        let regions = pages.div_ceil(u64::from(FRAMES_PER_BLOCK));
+        pages * size_of::<Entry>() as u64 + regions * size_of::<u32>() as u64
     }
 
     /// Bytes of the sharing table.
@@ -677,8 +692,14 @@ impl<'a> Server<'a> {
             PageState::Zero | PageState::Shared if write => {
                 let start = mechanism.ticks();
                 let fault = self.break_share(page, base, mechanism);
-                self.counters.breaks += 1;
-                self.counters.break_ticks += mechanism.ticks().wrapping_sub(start);
+                let ticks = mechanism.ticks().wrapping_sub(start);
+                let counters = &mut self.counters;
+                let (count, sum) = match entry.state() {
+                    PageState::Zero => (&mut counters.zero_breaks, &mut counters.zero_break_ticks),
+                    _ => (&mut counters.breaks, &mut counters.break_ticks),
+                };
+                *count += 1;
+                *sum += ticks;
                 fault
             }
             PageState::Zero | PageState::Shared => {
@@ -699,7 +720,15 @@ impl<'a> Server<'a> {
                     Err(refusal) => Fault::Refused(refusal),
                 }
             }
-            PageState::Compressed => self.decompress(page, base, access, mechanism),
+            PageState::Compressed => {
+                let start = mechanism.ticks();
+                let fault = self.decompress(page, base, access, mechanism);
+                if fault == Fault::Mapped {
+                    self.counters.decompressed += 1;
+                    self.counters.decompress_ticks += mechanism.ticks().wrapping_sub(start);
+                }
+                fault
+            }
             PageState::Swapped if access & access::OVERWRITE != 0 => {
                 // What is on the disk will not be read.
                 self.drop_contents(entry);

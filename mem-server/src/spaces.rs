@@ -291,6 +291,12 @@ impl<'a, K: Kernel> Spaces<'a, K> {
         self.used as u64 * TABLES_PER_ARENA as u64
     }
 
+    /// Bytes of the capability slots made for VMs.
+    pub fn capability_bytes(&self) -> u64 {
+        let slabs: u32 = self.slabs.iter().map(|word| word.count_ones()).sum();
+        u64::from(slabs - self.layout.fixed()) << ARENA_BITS
+    }
+
     fn take_slab(&mut self) -> Result<u32, MechanismError> {
         let word = self.slabs.iter().position(|word| *word != u64::MAX);
         let word = word.ok_or(MechanismError::Unknown)?;

@@ -256,6 +256,20 @@ pub enum MemCounter {
     Breaks,
     /// Ticks spent on them.
     BreakTicks,
+    /// Writes to pages of zeros that got a frame.
+    ZeroBreaks,
+    /// Ticks spent on them.
+    ZeroBreakTicks,
+    /// Touches of compressed pages that were unpacked.
+    Decompressed,
+    /// Ticks spent on them.
+    DecompressTicks,
+    /// Bytes of capability slots that VMs use.
+    CapabilityBytes,
+    /// Bytes of the page states of admitted VMs.
+    StateBytes,
+    /// Bytes of the sharing table.
+    SharingBytes,
     /// Number of counters.
     Count,
 }
@@ -332,6 +346,8 @@ pub enum IoCounter {
     Count,
 }
 
+/// Counters of the mem-server that are no VM's.
+pub const MEM_COUNTERS: usize = 32;
 /// Counters per VM at the mem-server.
 pub const MEM_VM_COUNTERS: usize = 16;
 /// Counters per client at the io-sched-server.
@@ -349,7 +365,8 @@ pub const fn mem_counter(counter: MemCounter) -> usize {
 
 /// Word of the mem-server's shared page with `counter` of `vm`.
 pub const fn mem_vm_counter(vm: VmId, counter: MemVmCounter) -> usize {
-    crate::startup::shared::COUNTERS + 16 + vm.0 as usize * MEM_VM_COUNTERS + counter as usize
+    let first = crate::startup::shared::COUNTERS + MEM_COUNTERS;
+    first + vm.0 as usize * MEM_VM_COUNTERS + counter as usize
 }
 
 /// Word of the io-sched-server's shared page with `counter` of `client`.
@@ -359,7 +376,7 @@ pub const fn io_counter(client: u16, counter: IoCounter) -> usize {
 
 const _: () = {
     use crate::startup::shared::WORDS;
-    assert!(MemCounter::Count as usize <= 16);
+    assert!(MemCounter::Count as usize <= MEM_COUNTERS);
     assert!(MemVmCounter::Count as usize <= MEM_VM_COUNTERS);
     assert!(IoCounter::Count as usize <= IO_CLIENT_COUNTERS);
     assert!(vmm_counter(VmmCounter::Count) <= WORDS);

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Pages the scanner has looked at when the measurement ends: several passes over both VMs.
 const SCANNED: u64 = 400_000;
+/// Compressed pages touched when that measurement ends.
+const DECOMPRESSED: u64 = 1_000;
 /// Time between two looks, on the host.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -20,16 +22,17 @@ fn counter(stats: &Stats, wanted: &str) -> u64 {
     found.map_or(0, |(.., value)| *value)
 }
 
-fn scanned(session: &Session) -> Result<Stats, Error> {
+/// Asks until a counter has reached a value.
+fn wait(session: &Session, wanted: &str, least: u64) -> Result<Stats, Error> {
     let start = Instant::now();
     loop {
         // While it starts the target does not answer.
         let answer = session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines));
         match answer {
-            Ok(stats) if counter(&stats, "sharing.scanned") >= SCANNED => return Ok(stats),
+            Ok(stats) if counter(&stats, wanted) >= least => return Ok(stats),
             Err(error) if start.elapsed() > HANG => return Err(error),
             Ok(_) if start.elapsed() > HANG => {
-                return Err(Error::NoProgress("the scanner stands still".to_owned()));
+                return Err(Error::NoProgress(format!("{wanted} stays below {least}")));
             }
             _ => {}
         }
@@ -37,27 +40,59 @@ fn scanned(session: &Session) -> Result<Stats, Error> {
     }
 }
 
+fn per(figures: &mut Figures, key: &str, ticks: u64, pages: u64) {
+    if let Some(ticks_per_page) = ticks.checked_div(pages) {
+        figures.insert(key.to_owned(), ticks_per_page as f64);
+    }
+}
+
+/// Parts of a whole in permille, to a hundredth.
+fn permille(part: f64, whole: f64) -> f64 {
+    (part / whole.max(1.0) * 100_000.0).round() / 100.0
+}
+
+/// What the mem-server's tables take of guest memory: capabilities and page states of the VMs' memory, the sharing
+/// table, which is for all of the machine's, of that.
+fn metadata(stats: &Stats, figures: &mut Figures) {
+    let get = |name| counter(stats, name) as f64;
+    let guests: f64 = stats.vms.iter().map(|(.., vm)| vm.memory.size.bytes() as f64).sum();
+    let sharing = permille(get("memory.sharing_bytes"), get("memory.total") * 4096.0);
+    let states = permille(get("memory.capability_bytes") + get("memory.state_bytes"), guests);
+    figures.insert("sharing_permille".to_owned(), sharing);
+    figures.insert("metadata_permille".to_owned(), ((states + sharing) * 100.0).round() / 100.0);
+}
+
 /// Instructions per scanned, merged and broken page, and the scanner's part of all time.
 pub fn figures(figures: &mut Figures) -> Result<(), Error> {
     crate::image::progress("measuring page sharing with two Linux VMs");
     let session = boot("bench-share.toml", 1)?;
-    let stats = scanned(&session);
+    let stats = wait(&session, "sharing.scanned", SCANNED);
     quit(&session);
     let stats = stats?;
     let get = |name| counter(&stats, name);
-    let mut per = |key: &str, ticks: u64, pages: u64| {
-        if let Some(ticks_per_page) = ticks.checked_div(pages) {
-            figures.insert(key.to_owned(), ticks_per_page as f64);
-        }
-    };
     let (scanned, merged) = (get("sharing.scanned"), get("sharing.merged"));
-    per("scan_page", get("sharing.scan_ticks"), scanned.saturating_sub(merged));
-    per("merge_page", get("sharing.merge_ticks"), merged);
-    per("cow_break", get("sharing.break_ticks"), get("sharing.breaks"));
+    per(figures, "scan_page", get("sharing.scan_ticks"), scanned.saturating_sub(merged));
+    per(figures, "merge_page", get("sharing.merge_ticks"), merged);
+    per(figures, "cow_break", get("sharing.break_ticks"), get("sharing.breaks"));
+    let (zeros, ticks) = (get("sharing.zero_breaks"), get("sharing.zero_break_ticks"));
+    per(figures, "zero_page_fault", ticks, zeros);
+    metadata(&stats, figures);
     let ticks = get("sharing.scan_ticks") + get("sharing.merge_ticks");
     let uptime = stats.machine.uptime.0.max(1);
     figures.insert("scanner_cpu_permille".to_owned(), (ticks * 1000 / uptime) as f64);
     let saved: u64 = stats.vms.iter().map(|(.., vm)| vm.memory.saved.bytes()).sum();
     figures.insert("shared_saved_mib".to_owned(), (saved >> 20) as f64);
+    Ok(())
+}
+
+/// Instructions per touch of a compressed page.
+pub fn compressed(figures: &mut Figures) -> Result<(), Error> {
+    crate::image::progress("measuring compression with two Linux VMs in too little memory");
+    let session = boot("bench-zip.toml", 1)?;
+    let stats = wait(&session, "memory.decompressed", DECOMPRESSED);
+    quit(&session);
+    let stats = stats?;
+    let ticks = counter(&stats, "memory.decompress_ticks");
+    per(figures, "compressed_fault", ticks, counter(&stats, "memory.decompressed"));
     Ok(())
 }

@@ -208,6 +208,13 @@ impl State {
         publish(mem_counter(MemCounter::MergeTicks), counters.merge_ticks);
         publish(mem_counter(MemCounter::Breaks), counters.breaks);
         publish(mem_counter(MemCounter::BreakTicks), counters.break_ticks);
+        publish(mem_counter(MemCounter::ZeroBreaks), counters.zero_breaks);
+        publish(mem_counter(MemCounter::ZeroBreakTicks), counters.zero_break_ticks);
+        publish(mem_counter(MemCounter::Decompressed), counters.decompressed);
+        publish(mem_counter(MemCounter::DecompressTicks), counters.decompress_ticks);
+        publish(mem_counter(MemCounter::CapabilityBytes), self.spaces.capability_bytes());
+        publish(mem_counter(MemCounter::StateBytes), self.server.state_bytes());
+        publish(mem_counter(MemCounter::SharingBytes), self.server.sharing_bytes() as u64);
         let mut faults = 0;
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let stats = self.server.vm_stats(vm).unwrap_or_default();

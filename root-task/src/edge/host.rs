@@ -151,6 +151,13 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
         ("sharing.merge_ticks", MemCounter::MergeTicks, Unit::Count),
         ("sharing.breaks", MemCounter::Breaks, Unit::Count),
         ("sharing.break_ticks", MemCounter::BreakTicks, Unit::Count),
+        ("sharing.zero_breaks", MemCounter::ZeroBreaks, Unit::Count),
+        ("sharing.zero_break_ticks", MemCounter::ZeroBreakTicks, Unit::Count),
+        ("memory.decompressed", MemCounter::Decompressed, Unit::Count),
+        ("memory.decompress_ticks", MemCounter::DecompressTicks, Unit::Count),
+        ("memory.capability_bytes", MemCounter::CapabilityBytes, Unit::Bytes),
+        ("memory.state_bytes", MemCounter::StateBytes, Unit::Bytes),
+        ("memory.sharing_bytes", MemCounter::SharingBytes, Unit::Bytes),
     ] {
         term(serial, id, ServerId::Mem, None, name, get(counter), unit);
     }
