@@ -8,6 +8,7 @@ use crate::session::{Ask, Line, Session, run_folder};
 use crate::{Error, bench, client, console, doctor, reproduce, suite};
 use clap::{Args, Parser, Subcommand};
 use protocol::link::{Request, ServerId, Setting, VmState};
+use protocol::system::{IoChange, IoPolicy, Name};
 use protocol::units::{Pages, VmId};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,7 +50,7 @@ enum Verb {
     },
     /// Shows what the VMs and servers do, every second.
     Top {
-        /// `mem` for memory columns.
+        /// `mem` for memory columns, `io` for the disk's.
         view: Option<View>,
         /// Shows one screen and ends.
         #[arg(long)]
@@ -66,6 +67,19 @@ enum Verb {
         /// Prints JSON.
         #[arg(long)]
         json: bool,
+        /// Prints OpenMetrics text, for Prometheus.
+        #[arg(long, conflicts_with = "json")]
+        openmetrics: bool,
+    },
+    /// Groups of the running system.
+    Group {
+        #[command(subcommand)]
+        verb: GroupVerb,
+    },
+    /// The disk scheduler of the running system.
+    Io {
+        #[command(subcommand)]
+        verb: IoVerb,
     },
     /// Records what VMs have of memory and draws it over time.
     Timeline {
@@ -124,6 +138,50 @@ enum Verb {
 enum View {
     /// Memory, with esxtop's words.
     Mem,
+    /// The disk: rates, phases, latencies, tags.
+    Io,
+}
+
+#[derive(Debug, Subcommand)]
+enum GroupVerb {
+    /// Changes the disk claim of a group: io.limit=N, io.reservation=N, io.shares=N, io.burst=N,
+    /// io.limit_bytes=20M, io.reservation_bytes=5M; a limit of 0 is none.
+    Set {
+        /// Name of the group.
+        group: String,
+        /// KEY=VALUE; all of them at once.
+        #[arg(required = true)]
+        settings: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum IoVerb {
+    /// Changes the policy; what waits keeps its order.
+    Policy {
+        /// The policy.
+        policy: PolicyName,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum PolicyName {
+    /// Reservations, limits, shares.
+    Mclock,
+    /// Shares only.
+    Sfq,
+    /// In turn.
+    RoundRobin,
+}
+
+impl From<PolicyName> for IoPolicy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::Mclock => Self::Mclock,
+            PolicyName::Sfq => Self::Sfq,
+            PolicyName::RoundRobin => Self::RoundRobin,
+        }
+    }
 }
 
 const DEFAULT_SYSTEM: &str = concat!(env!("BALLAST_WORKSPACE"), "/images/systems/two-linux.toml");
@@ -195,7 +253,8 @@ enum VmVerb {
         file: PathBuf,
     },
     /// Changes settings: balloon=64M|auto, memory.shares=N, memory.reservation=64M,
-    /// memory.limit=128M, memory.tax=750.
+    /// memory.limit=128M, memory.tax=750, and for disk N diskN.io.limit=N, diskN.io.reservation=N,
+    /// diskN.io.shares=N, diskN.io.burst=N, diskN.io.limit_bytes=20M, diskN.io.reservation_bytes=5M.
     Set {
         /// Name of the VM.
         vm: String,
@@ -235,20 +294,38 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             let lines = client::Client::new()?.ask(Request::Caps)?;
             show(json, &lines, |lines| report::caps(lines).text())
         }
-        Verb::Stats { json } => {
-            let stats = Stats::from_lines(&client::Client::new()?.ask(Request::Stats)?);
-            if json {
+        Verb::Stats { json, openmetrics } => {
+            let stats = all_stats(&client::Client::new()?)?;
+            if openmetrics {
+                print!("{}", crate::openmetrics::text(&stats));
+            } else if json {
                 println!("{:#}", stats.json());
             } else {
-                println!("{}\n{}", stats.top(None), stats.top_memory());
+                println!("{}\n{}\n{}", stats.top(None), stats.top_memory(), stats.top_disk(None));
             }
             Ok(())
         }
         Verb::Explain { vm, json } => {
             let client = client::Client::new()?;
             let id = client::find_vm(&client, &vm)?;
-            let lines = client.ask(Request::Explain(id))?;
-            show(json, &lines, |lines| report::terms(lines).text())
+            let mut lines = client.ask(Request::Explain(id))?;
+            let disks = client.ask(Request::Disks)?;
+            let is_its = |line: &Line| matches!(line, Line::DiskClient(c) if c.vm == Some(id));
+            let disk = disks.iter().find(|line| matches!(line, Line::Disk { .. })).cloned();
+            lines.extend(disks.into_iter().filter(is_its));
+            lines.extend(disk);
+            show(json, &lines, |lines| {
+                format!("{}\n{}", report::terms(lines).text(), report::disk::explain(lines))
+            })
+        }
+        Verb::Group { verb: GroupVerb::Set { group, settings } } => {
+            let change = io_changes(&settings)?;
+            let name = Name::try_from(group.as_str())
+                .map_err(|_| Error::Input(format!("no group is called '{group}'")))?;
+            client::Client::new()?.ask(Request::GroupSet { group: name, change }).map(drop)
+        }
+        Verb::Io { verb: IoVerb::Policy { policy } } => {
+            client::Client::new()?.ask(Request::IoPolicy(policy.into())).map(drop)
         }
         Verb::Log => follow_log(),
         Verb::Kill { server } => {
@@ -277,6 +354,13 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             Ok(())
         }
     }
+}
+
+/// All rows of `stats`, and the disk's where its server answers.
+fn all_stats(asked: &impl Ask) -> Result<Stats, Error> {
+    let mut lines = asked.ask(Request::Stats)?;
+    lines.extend(asked.ask(Request::Disks).unwrap_or_default());
+    Ok(Stats::from_lines(&lines))
 }
 
 fn show(json: bool, lines: &[Line], text: impl Fn(&[Line]) -> String) -> Result<(), Error> {
@@ -323,8 +407,7 @@ fn vm_verb(asked: &impl Ask, verb: VmVerb) -> Result<(), Error> {
         }
         VmVerb::Set { vm, settings } => {
             let vm = client::find_vm(asked, &vm)?;
-            for text in settings {
-                let setting = setting(&text)?;
+            for setting in settings_of(&settings)? {
                 asked.ask(Request::VmSet { vm, setting })?;
             }
             Ok(())
@@ -338,11 +421,67 @@ fn pages(text: &str) -> Option<Pages> {
     bytes.is_multiple_of(4096).then(|| Pages::holding(bytes))
 }
 
+/// Reads all settings; what concerns one disk becomes one change.
+fn settings_of(texts: &[String]) -> Result<Vec<Setting>, Error> {
+    let mut settings: Vec<Setting> = Vec::new();
+    for text in texts {
+        let Some((number, rest)) = text.strip_prefix("disk").and_then(|t| t.split_once('.')) else {
+            settings.push(setting(text)?);
+            continue;
+        };
+        let number = number.parse().map_err(|_| io_wrong(text))?;
+        let known = settings.iter_mut().find_map(|setting| match setting {
+            Setting::Io { disk, change } if *disk == number => Some(change),
+            _ => None,
+        });
+        let mut change = known.as_deref().copied().unwrap_or_default();
+        io_change(rest, &mut change)?;
+        match known {
+            Some(place) => *place = change,
+            None => settings.push(Setting::Io { disk: number, change }),
+        }
+    }
+    Ok(settings)
+}
+
+fn io_wrong(text: &str) -> Error {
+    Error::Input(format!(
+        "'{text}' is no disk setting: write disk0.io.limit=200 (of a group io.limit=200), or \
+         io.reservation=, io.shares=, io.burst=, io.limit_bytes=20M, io.reservation_bytes=5M"
+    ))
+}
+
+/// Reads `io.KEY=VALUE` into `change`.
+fn io_change(text: &str, change: &mut IoChange) -> Result<(), Error> {
+    let wrong = || io_wrong(text);
+    let (key, value) = text.split_once('=').ok_or_else(wrong)?;
+    let number = || value.parse::<u32>().map_err(|_| wrong());
+    let bytes = || crate::config::size_bytes(value).ok_or_else(wrong);
+    match key {
+        "io.reservation" => change.reservation = Some(number()?),
+        "io.limit" => change.limit = Some(number()?),
+        "io.shares" => change.shares = Some(number()?),
+        "io.burst" => change.burst = Some(value.parse().map_err(|_| wrong())?),
+        "io.reservation_bytes" => change.reservation_bytes = Some(bytes()?),
+        "io.limit_bytes" => change.limit_bytes = Some(bytes()?),
+        _ => return Err(wrong()),
+    }
+    Ok(())
+}
+
+fn io_changes(texts: &[String]) -> Result<IoChange, Error> {
+    let mut change = IoChange::default();
+    for text in texts {
+        io_change(text, &mut change)?;
+    }
+    Ok(change)
+}
+
 fn setting(text: &str) -> Result<Setting, Error> {
     let wrong = || {
         Error::Input(format!(
             "'{text}' is no setting: write balloon=64M, balloon=auto, memory.shares=2000, \
-             memory.reservation=64M, memory.limit=128M or memory.tax=750"
+             memory.reservation=64M, memory.limit=128M, memory.tax=750 or disk0.io.limit=200"
         ))
     };
     let (key, value) = text.split_once('=').ok_or_else(wrong)?;
@@ -361,9 +500,10 @@ fn setting(text: &str) -> Result<Setting, Error> {
 fn top(asked: &impl Ask, view: Option<View>, once: bool) -> Result<(), Error> {
     let mut before: Option<Stats> = None;
     loop {
-        let stats = Stats::from_lines(&asked.ask(Request::Stats)?);
+        let stats = all_stats(asked)?;
         let text = match view {
             Some(View::Mem) => stats.top_memory(),
+            Some(View::Io) => stats.top_disk(before.as_ref()),
             None => stats.top(before.as_ref()),
         };
         if once {
@@ -547,6 +687,7 @@ help                 this list
 top                  what VMs and servers do (once)
 console NAME         a VM's console; Ctrl-] leaves
 vm list|start|stop|pause|resume|rm NAME, vm create FILE, vm set NAME KEY=VALUE
+group set NAME KEY=VALUE, io policy mclock|sfq|round-robin
 caps, stats, explain NAME, kill SERVER, log
 quit                 ends the system
 The same verbs work from another terminal as `./ballast VERB`.";
@@ -619,6 +760,7 @@ mod tests {
     use super::{Cli, is_up, setting};
     use clap::CommandFactory;
     use protocol::link::Setting;
+    use protocol::system::IoChange;
     use protocol::units::Pages;
 
     #[test]
@@ -634,6 +776,19 @@ mod tests {
         assert_eq!(read("memory.shares=5"), Some(Setting::MemoryShares(5)));
         for wrong in ["balloon", "balloon=x", "memory.size=1M", "memory.limit=1000"] {
             assert!(setting(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_one_disk_is_one_change() {
+        let texts = ["disk0.io.limit=200", "balloon=auto", "disk0.io.limit_bytes=1M"];
+        let read = super::settings_of(&texts.map(str::to_owned)).unwrap();
+        let change =
+            IoChange { limit: Some(200), limit_bytes: Some(1 << 20), ..IoChange::default() };
+        assert_eq!(read, [Setting::Io { disk: 0, change }, Setting::Balloon(None)]);
+        for wrong in ["disk.io.limit=1", "disk0.io.limit", "disk0.limit=1", "disk0.io.burst=70000"]
+        {
+            assert!(super::settings_of(&[wrong.to_owned()]).is_err(), "{wrong}");
         }
     }
 

@@ -387,21 +387,29 @@ impl Reader<'_> {
     }
 
     fn io(&self, io: Option<&Spanned<Io>>) -> Result<IoControl, Error> {
-        let Some(io) = io.map(Spanned::get_ref) else { return Ok(IoControl::default()) };
-        let limit_bytes = match &io.limit_bytes {
-            None => None,
+        let Some(table) = io else { return Ok(IoControl::default()) };
+        let io = table.get_ref();
+        let bytes = |size: &Option<Spanned<Size>>| match size {
+            None => Ok(None),
             Some(size) => {
                 let cure = "write a whole number with a unit, such as \"20M\"";
                 let bytes = size.get_ref().bytes();
-                Some(bytes.ok_or_else(|| self.error(size.span(), "this is no size", cure))?)
+                bytes.map(Some).ok_or_else(|| self.error(size.span(), "this is no size", cure))
             }
         };
-        Ok(IoControl {
+        let control = IoControl {
             reservation: io.reservation,
             shares: raw::shares(io.shares.as_ref()),
             limit: io.limit,
-            limit_bytes,
-        })
+            limit_bytes: bytes(&io.limit_bytes)?,
+            reservation_bytes: bytes(&io.reservation_bytes)?.unwrap_or(0),
+            burst: io.burst,
+        };
+        control.check().map_err(|rule| {
+            let (what, cure) = io_rule(rule);
+            self.error(table.span(), what, cure)
+        })?;
+        Ok(control)
     }
 
     fn system_error(&self, error: &SystemError, vms: &[VmTable], host: &raw::Host) -> Error {
@@ -452,7 +460,6 @@ impl Reader<'_> {
     fn rule_error(&self, vm: &VmTable, rule: VmRule) -> Error {
         let memory = &vm.memory;
         let or_name = |span: Option<Range<usize>>| span.unwrap_or_else(|| vm.name.span());
-        let io_span = || vm.disk.iter().find_map(|disk| disk.io.as_ref().map(Spanned::span));
         let (span, what, cure) = match rule {
             VmRule::Name => {
                 (vm.name.span(), "this cannot name a VM", "use letters, digits and '-'")
@@ -492,13 +499,24 @@ impl Reader<'_> {
                 "no such group",
                 "add a table for the group",
             ),
-            VmRule::IoReservation => (
-                or_name(io_span()),
-                "the reservation is above the limit",
-                "lower io.reservation or raise io.limit",
-            ),
+            // Found where the table was read.
+            VmRule::IoReservation | VmRule::IoBurst => {
+                let (what, cure) = io_rule(rule);
+                (vm.name.span(), what, cure)
+            }
         };
         self.error(span, what, cure)
+    }
+}
+
+/// What is wrong with an `io` table, and the cure.
+const fn io_rule(rule: VmRule) -> (&'static str, &'static str) {
+    match rule {
+        VmRule::Shares => ("shares are between 1 and 1000000", "write a number, or low or high"),
+        VmRule::IoBurst => {
+            ("the idle credit is at most 256 requests", "write io.burst = 256 or less")
+        }
+        _ => ("the reservation is above the limit", "lower io.reservation or raise io.limit"),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod error;
 pub mod image;
 pub mod machine;
+pub mod openmetrics;
 pub mod report;
 pub mod reproduce;
 pub mod session;

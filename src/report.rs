@@ -1,7 +1,11 @@
 //! What the host command prints: tables, `top`, events, and the same as JSON.
 
-use crate::session::{Line, refusal_text, server_name};
-use protocol::link::{EXIT_KINDS, Event, MachineStats, ServerId, StopReason, VmState, VmStats};
+pub mod disk;
+
+use crate::session::{DiskClient, Line, refusal_text, server_name};
+use protocol::link::{
+    EXIT_KINDS, Event, MachineStats, ServerId, StopReason, Unit, VmState, VmStats,
+};
 use protocol::mem::PressureState;
 use protocol::units::{Nanos, Pages, VmId};
 use serde_json::{Map, Value, json};
@@ -130,6 +134,21 @@ pub fn terms(lines: &[Line]) -> Table {
     table
 }
 
+/// A named number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// The server whose number it is.
+    pub server: ServerId,
+    /// The VM it is about.
+    pub vm: Option<VmId>,
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: u64,
+    /// Its unit.
+    pub unit: Unit,
+}
+
 /// All that `stats` answers, sorted out.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -140,7 +159,11 @@ pub struct Stats {
     /// Servers in order.
     pub servers: Vec<(ServerId, protocol::link::ServerStats)>,
     /// Everything else that has a name.
-    pub terms: Vec<(ServerId, Option<VmId>, String, u64)>,
+    pub terms: Vec<Term>,
+    /// Clients of the disk.
+    pub disk_clients: Vec<DiskClient>,
+    /// The disk.
+    pub disk: Option<protocol::io::DiskStats>,
 }
 
 impl Stats {
@@ -162,9 +185,12 @@ impl Stats {
                     stats.servers.push((*server, *counters));
                 }
                 Line::Machine { stats: machine } => stats.machine = *machine,
-                Line::Term { server, vm, name, value, .. } => {
-                    stats.terms.push((*server, *vm, name.clone(), *value));
+                Line::Term { server, vm, name, value, unit } => {
+                    let (server, vm, value, unit) = (*server, *vm, *value, *unit);
+                    stats.terms.push(Term { server, vm, name: name.clone(), value, unit });
                 }
+                Line::DiskClient(client) => stats.disk_clients.push(client.clone()),
+                Line::Disk { stats: disk } => stats.disk = Some(*disk),
                 Line::Cap { .. } => {}
             }
         }
@@ -226,9 +252,10 @@ impl Stats {
             });
             (server_name(*server), value)
         });
-        let terms = self.terms.iter().map(|(server, vm, name, value)| {
-            let vm = vm.and_then(|vm| self.vm_name(vm));
-            json!({"server": server_name(*server), "vm": vm, "name": name, "value": value})
+        let terms = self.terms.iter().map(|term| {
+            let vm = term.vm.and_then(|vm| self.vm_name(vm));
+            let server = server_name(term.server);
+            json!({"server": server, "vm": vm, "name": term.name, "value": term.value})
         });
         json!({
             "machine": {
@@ -241,6 +268,7 @@ impl Stats {
             "vms": object(vms.collect()),
             "servers": object(servers.collect()),
             "terms": terms.collect::<Vec<_>>(),
+            "disk": self.disk_json(),
         })
     }
 

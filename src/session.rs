@@ -94,6 +94,28 @@ pub enum Line {
         /// Unit.
         unit: link::Unit,
     },
+    /// A client of the disk.
+    DiskClient(DiskClient),
+    /// The disk itself.
+    Disk {
+        /// Its figures.
+        stats: protocol::io::DiskStats,
+    },
+}
+
+/// A client of the disk, owned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DiskClient {
+    /// Whose virtual disk; `None` for a server's own.
+    pub vm: Option<VmId>,
+    /// Which of its disks.
+    pub disk: u8,
+    /// Name of the partition.
+    pub partition: String,
+    /// Its claim.
+    pub control: protocol::system::IoControl,
+    /// Its figures.
+    pub stats: protocol::io::ClientStats,
 }
 
 impl From<Row<'_>> for Line {
@@ -113,6 +135,11 @@ impl From<Row<'_>> for Line {
             Row::Term { server, vm, name, value, unit } => {
                 Self::Term { server, vm, name: name.to_owned(), value, unit }
             }
+            Row::DiskClient { vm, disk, partition, control, stats } => {
+                let partition = partition.to_owned();
+                Self::DiskClient(DiskClient { vm, disk, partition, control, stats })
+            }
+            Row::Disk(stats) => Self::Disk { stats },
         }
     }
 }
@@ -161,6 +188,14 @@ pub fn refusal_text(refusal: Refusal) -> String {
              raise it, or a reservation",
             mib(needed),
             mib(available)
+        ),
+        Refusal::Disk { asked, free } => format!(
+            "the disk cannot keep that: {asked} more requests/s reserved, but {free} are free of \
+             what it gives; ask for less or lower another reservation (`ballast top io`)"
+        ),
+        Refusal::GroupLimit { asked, free } => format!(
+            "the group's limit stands in the way: {asked} requests/s reserved, {free} possible \
+             under the limit; ask for less or raise the limit (`ballast group set`)"
         ),
     }
 }

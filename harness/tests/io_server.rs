@@ -268,7 +268,7 @@ fn reservations_are_admitted_and_impossible_controls_refused() {
     };
     assert_eq!(ask(&mut world, &set(0, 700, 0, 1)), IoReply::Done);
     let refused = ask(&mut world, &set(1, 301, 0, 1));
-    assert_eq!(refused, IoReply::Error(IoError::Overcommitted { free: 300 }));
+    assert_eq!(refused, IoReply::Error(IoError::Overcommitted { asked: 301, free: 300 }));
     assert_eq!(ask(&mut world, &set(1, 300, 0, 1)), IoReply::Done);
     for bad in [set(0, 10, 9, 1), set(0, 0, 0, 0)] {
         assert_eq!(ask(&mut world, &bad), IoReply::Error(IoError::BadControls));
@@ -289,7 +289,47 @@ fn reservations_are_admitted_and_impossible_controls_refused() {
         controls.reservation = 60;
     }
     // The limit of 50 of the group above is looked at before the disk's capacity.
-    assert_eq!(ask(&mut world, &inside), IoReply::Error(IoError::BadControls));
+    let refused = IoError::GroupLimit { asked: 60, free: 50 };
+    assert_eq!(ask(&mut world, &inside), IoReply::Error(refused));
+}
+
+#[test]
+fn a_group_reserves_for_its_members_and_less_is_always_possible() {
+    let config = Config { capacity: Some(1000), ..Config::DEFAULT };
+    let clients = vec![closed(0, 4), closed(1, 4)];
+    let mut world = World::new(vec![Node::new(config, device(1000))], clients);
+    let controls = |reservation| Controls { reservation, ..Controls::default() };
+    let group = |reservation| IoRequest::SetGroup {
+        group: 0,
+        parent: None,
+        controls: controls(reservation),
+    };
+    let set =
+        |index, reservation| IoRequest::SetControls { index, controls: controls(reservation) };
+    let reserved = |world: &mut World| match ask(world, &IoRequest::DiskStats) {
+        IoReply::DiskStats(stats) => stats.reserved,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ask(&mut world, &group(400)), IoReply::Done);
+    let mut inside = attach(5);
+    if let IoRequest::Attach { group, controls, .. } = &mut inside {
+        *group = Some(0);
+        controls.reservation = 100;
+    }
+    assert!(matches!(ask(&mut world, &inside), IoReply::Disk(_)));
+    assert_eq!(reserved(&mut world), 400, "what a member reserves is part of its group's");
+    let refused = ask(&mut world, &set(0, 601));
+    assert_eq!(refused, IoReply::Error(IoError::Overcommitted { asked: 601, free: 600 }));
+    assert_eq!(ask(&mut world, &set(0, 600)), IoReply::Done);
+    let refused = ask(&mut world, &group(401));
+    assert_eq!(refused, IoReply::Error(IoError::Overcommitted { asked: 1, free: 0 }));
+    assert_eq!(
+        ask(&mut world, &set(5, 500)),
+        IoReply::Error(IoError::Overcommitted { asked: 100, free: 0 })
+    );
+    assert_eq!(ask(&mut world, &group(300)), IoReply::Done);
+    assert_eq!(ask(&mut world, &set(0, 500)), IoReply::Done);
+    assert_eq!(reserved(&mut world), 800);
 }
 
 #[test]

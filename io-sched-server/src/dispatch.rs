@@ -260,9 +260,8 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         self.batch.left = 0;
     }
 
-    /// Puts another policy in place; it is told of every waiting client. The caller attaches the clients first.
-    pub fn replace_policy(&mut self, now: Nanos, policy: P) {
-        self.policy = policy;
+    /// Tells a policy just put in place of every waiting client. The caller attaches the clients first.
+    pub fn policy_replaced(&mut self, now: Nanos) {
         self.batch.left = 0;
         for (client, queue) in self.queues.iter().enumerate() {
             if let (Some(front), false) = (queue.front(), queue.is_held) {

@@ -105,9 +105,9 @@ fn controls(io: &IoControl) -> Controls {
         reservation: io.reservation,
         limit: io.limit.unwrap_or(0),
         shares: io.shares,
-        reservation_bytes: 0,
+        reservation_bytes: io.reservation_bytes,
         limit_bytes: io.limit_bytes.unwrap_or(0),
-        burst: 0,
+        burst: io.burst,
     }
 }
 
@@ -246,15 +246,31 @@ impl Edge {
                 self.attached &= !(1 << client);
                 self.draining |= 1 << client;
             }
-            IoCommand::SetDisk { client, disk } => {
-                let controls = controls(&disk.io);
-                let reply = self.control(&IoRequest::SetControls { index: client, controls });
-                if let IoReply::Error(error) = reply {
-                    defmt::warn!("controls of client {=u16} refused: {=str}", client, why(error));
-                }
-                tell_root(&RootRequest::Applied);
+            IoCommand::SetDisk { client, control } => {
+                let controls = controls(&control);
+                self.answer_root(&IoRequest::SetControls { index: client, controls });
             }
+            IoCommand::SetGroup { group, control } => {
+                let controls = controls(&control);
+                self.answer_root(&IoRequest::SetGroup { group, parent: None, controls });
+            }
+            IoCommand::SetPolicy(wanted) => {
+                self.answer_root(&IoRequest::SetPolicy { policy: policy(wanted) });
+            }
+            IoCommand::ClientStats { client } => {
+                self.answer_root(&IoRequest::Stats { index: client });
+            }
+            IoCommand::DiskStats => self.answer_root(&IoRequest::DiskStats),
         }
+    }
+
+    fn answer_root(&mut self, request: &IoRequest) {
+        tell_root(&match self.control(request) {
+            IoReply::Stats(stats) => RootRequest::IoClient(stats),
+            IoReply::DiskStats(stats) => RootRequest::IoDisk(stats),
+            IoReply::Error(error) => RootRequest::IoRefused(error),
+            IoReply::Done | IoReply::Draining { .. } | IoReply::Disk(_) => RootRequest::Applied,
+        });
     }
 
     fn attach(&mut self, client: u16, disk: &Disk, group: Option<u8>, ring_paddr: u64) {
@@ -315,7 +331,7 @@ impl Edge {
         while rest != 0 {
             let client = rest.trailing_zeros() as u16;
             rest &= rest - 1;
-            let IoReply::Stats(stats) = self.state.server.stats(client) else { continue };
+            let IoReply::Stats(stats) = self.state.server.stats(now, client) else { continue };
             let values = [
                 (IoCounter::Reads, stats.reads),
                 (IoCounter::Writes, stats.writes),
@@ -349,6 +365,7 @@ fn why(error: IoError) -> &'static str {
         IoError::NoPartition => "no partition of this label: ",
         IoError::NoDisk => "no disk, or no partition table on it; wanted: ",
         IoError::BadControls => "shares 0, limit below reservation, or unknown group: ",
+        IoError::GroupLimit { .. } => "the reservation exceeds its group's limit: ",
         IoError::Overcommitted { .. } => "the disk cannot give the reservation: ",
         IoError::BadClient => "the client number is in use: ",
         IoError::BadRing => "the ring has another layout: ",

@@ -196,6 +196,7 @@ struct Session<A> {
     next_sector: u64,
     stats: ClientStats,
     latency: Histogram,
+    queue: Histogram,
     device: Histogram,
 }
 
@@ -664,7 +665,7 @@ impl<M: Memory> Server<M> {
                 self.set_policy(now, policy);
                 IoReply::Done
             }
-            IoRequest::Stats { index } => self.stats(index),
+            IoRequest::Stats { index } => self.stats(now, index),
             IoRequest::DiskStats => IoReply::DiskStats(self.disk_stats()),
             IoRequest::Info => IoReply::Error(IoError::BadClient),
         }
@@ -713,6 +714,7 @@ impl<M: Memory> Server<M> {
             next_sector: 0,
             stats: ClientStats::default(),
             latency: Histogram::new(),
+            queue: Histogram::new(),
             device: Histogram::new(),
         };
         let info = session.info();
@@ -777,9 +779,15 @@ impl<M: Memory> Server<M> {
         }
         let members = self.reserved_below(group, None);
         if controls.limit != 0 && members > controls.limit {
-            return Err(IoError::BadControls);
+            return Err(IoError::GroupLimit { asked: members, free: controls.limit });
         }
-        self.groups[usize::from(group)] = Some(Group { parent, controls });
+        let before = self.reserved_total(None);
+        let place = &mut self.groups[usize::from(group)];
+        let old = place.replace(Group { parent, controls });
+        if let Err(error) = self.fits(before, self.reserved_total(None)) {
+            self.groups[usize::from(group)] = old;
+            return Err(error);
+        }
         let parent = parent.map(group_node);
         self.dispatcher.policy().set_group(now, group_node(group), parent, &controls);
         Ok(())
@@ -823,24 +831,56 @@ impl<M: Memory> Server<M> {
         while let Some(group) = inside {
             let Some(state) = self.group(group) else { break };
             let others = self.reserved_below(group, Some(at));
-            if state.controls.limit != 0 && others.saturating_add(wanted) > state.controls.limit {
-                return Err(IoError::BadControls);
+            let limit = state.controls.limit;
+            if limit != 0 && others.saturating_add(wanted) > limit {
+                let free = limit.saturating_sub(others);
+                return Err(IoError::GroupLimit { asked: wanted, free });
             }
             inside = state.parent;
         }
-        let Some(capacity) = self.capacity() else { return Ok(()) };
-        let others = self.reserved_total(Some(at));
-        if wanted > 0 && others.saturating_add(wanted) > capacity {
-            return Err(IoError::Overcommitted { free: capacity.saturating_sub(others) });
-        }
-        Ok(())
+        self.fits(self.reserved_total(None), self.reserved_total(Some((at, group, wanted))))
     }
 
-    fn reserved_total(&self, except: Option<usize>) -> u32 {
-        let sessions = self.sessions.iter().enumerate().filter(|(at, _)| Some(*at) != except);
-        sessions
-            .filter_map(|(_, s)| s.as_ref())
-            .fold(0, |sum, s| sum.saturating_add(self.requests_reserved(&s.controls)))
+    /// May the sum of reservations change from `before` to `after`? Less is always possible.
+    fn fits(&self, before: u32, after: u32) -> Result<(), IoError> {
+        let Some(capacity) = self.capacity() else { return Ok(()) };
+        if after <= before || after <= capacity {
+            return Ok(());
+        }
+        Err(IoError::Overcommitted { asked: after - before, free: capacity.saturating_sub(before) })
+    }
+
+    /// Sum of all reservations, with those of client `changed.0`, in group `changed.1`, being `changed.2`. A group counts
+    /// its own or those of its members, whatever is more.
+    fn reserved_total(&self, changed: Option<(usize, Option<u8>, u32)>) -> u32 {
+        const TOP: usize = MAX_GROUPS;
+        let place = |group: Option<u8>| group.map_or(TOP, usize::from).min(TOP);
+        let mut sums = [0_u32; MAX_GROUPS + 1];
+        let mut add = |group, reserved: u32| {
+            let sum = &mut sums[place(group)];
+            *sum = sum.saturating_add(reserved);
+        };
+        for (at, session) in self.sessions.iter().enumerate() {
+            if let Some(session) = session
+                && changed.is_none_or(|(changed, ..)| changed != at)
+            {
+                add(session.group, self.requests_reserved(&session.controls));
+            }
+        }
+        if let Some((_, group, reserved)) = changed {
+            add(group, reserved);
+        }
+        for depth in (0..MAX_GROUPS).rev() {
+            for (number, group) in self.groups.iter().enumerate() {
+                let Some(group) = group else { continue };
+                if depth_of(&self.groups, group.parent) == depth {
+                    let own = self.requests_reserved(&group.controls).max(sums[number]);
+                    let sum = &mut sums[place(group.parent)];
+                    *sum = sum.saturating_add(own);
+                }
+            }
+        }
+        sums[TOP]
     }
 
     fn capacity(&self) -> Option<u32> {
@@ -848,12 +888,14 @@ impl<M: Memory> Server<M> {
     }
 
     fn set_policy(&mut self, now: Nanos, policy: Policy) {
-        let mut next = AnyScheduler::new(policy);
+        // Built in place: it is too large to be passed around on the stack.
+        let next = self.dispatcher.policy();
+        *next = AnyScheduler::new(policy);
         // Parents were set before their children had them as parents, but not always with smaller numbers.
         for depth in 0..MAX_GROUPS {
             for (number, group) in self.groups.iter().enumerate() {
                 let Some(group) = group else { continue };
-                if self.depth_of(group.parent) == depth {
+                if depth_of(&self.groups, group.parent) == depth {
                     let node = group_node(number as u8);
                     next.set_group(now, node, group.parent.map(group_node), &group.controls);
                 }
@@ -865,21 +907,12 @@ impl<M: Memory> Server<M> {
                 next.attach(now, index as NodeId, parent, &session.controls);
             }
         }
-        self.dispatcher.replace_policy(now, next);
+        self.dispatcher.policy_replaced(now);
         self.config.policy = policy;
     }
 
-    fn depth_of(&self, mut parent: Option<u8>) -> usize {
-        let mut depth = 0;
-        while let Some(group) = parent {
-            depth += 1;
-            parent = self.group(group).and_then(|g| g.parent);
-        }
-        depth
-    }
-
     /// Figures of a client.
-    pub fn stats(&self, index: u16) -> IoReply {
+    pub fn stats(&self, now: Nanos, index: u16) -> IoReply {
         let Some(session) = self.sessions.get(usize::from(index)).and_then(Option::as_ref) else {
             return IoReply::Error(IoError::BadClient);
         };
@@ -888,9 +921,14 @@ impl<M: Memory> Server<M> {
         stats.in_device = session.in_device;
         stats.latency_p50 = session.latency.quantile(500);
         stats.latency_p99 = session.latency.quantile(990);
+        stats.queue_p50 = session.queue.quantile(500);
+        stats.queue_p99 = session.queue.quantile(990);
         stats.device_p50 = session.device.quantile(500);
         stats.device_p99 = session.device.quantile(990);
         stats.waits_for = self.waits_for(index);
+        if let AnyScheduler::MClock(policy) = self.dispatcher.policy_ref() {
+            stats.lead = policy.lead(now, index);
+        }
         IoReply::Stats(stats)
     }
 
@@ -926,8 +964,19 @@ impl<M: Memory> Server<M> {
             capacity: self.capacity().unwrap_or(0),
             reserved: self.reserved_total(None),
             reference_cost: self.model.reference_time().unwrap_or(Nanos(0)),
+            policy: self.config.policy,
         }
     }
+}
+
+/// How many groups there are from `parent` to the top.
+fn depth_of(groups: &[Option<Group>; MAX_GROUPS], mut parent: Option<u8>) -> usize {
+    let mut depth = 0;
+    while let Some(group) = parent {
+        depth += 1;
+        parent = groups.get(usize::from(group)).and_then(Option::as_ref).and_then(|g| g.parent);
+    }
+    depth
 }
 
 fn check_controls(controls: &Controls) -> Result<(), IoError> {
@@ -971,7 +1020,9 @@ impl<A> Session<A> {
         if status != BlkStatus::Ok {
             stats.errors += 1;
         }
-        self.latency.add(Nanos(now.0.saturating_sub(queued.arrival.0)));
+        let latency = now.0.saturating_sub(queued.arrival.0);
+        self.latency.add(Nanos(latency));
+        self.queue.add(Nanos(latency.saturating_sub(in_device.0)));
         self.device.add(in_device);
     }
 }

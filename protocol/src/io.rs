@@ -116,9 +116,10 @@ pub enum IoRequest {
 }
 
 /// Scheduling policies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// Reservations, limits and shares (mClock).
+    #[default]
     MClock,
     /// Start-time fair queueing with depth: shares only.
     Sfq,
@@ -172,7 +173,16 @@ pub enum IoError {
     BadControls,
     /// The reservations would exceed what the disk can give. Ask for less.
     Overcommitted {
+        /// Reference requests per second asked for.
+        asked: u32,
         /// Reference requests per second still free.
+        free: u32,
+    },
+    /// The reservations would exceed the limit of a group. Ask for less, or raise the group's limit.
+    GroupLimit {
+        /// Requests per second asked for.
+        asked: u32,
+        /// Requests per second the group's limit still leaves.
         free: u32,
     },
     /// The message was no request of this interface. Client bug.
@@ -208,12 +218,30 @@ pub struct ClientStats {
     pub latency_p50: Nanos,
     /// 99th percentile of the same.
     pub latency_p99: Nanos,
+    /// Median time in the scheduler's queue.
+    pub queue_p50: Nanos,
+    /// 99th percentile of the same.
+    pub queue_p99: Nanos,
     /// Median time in the device.
     pub device_p50: Nanos,
     /// 99th percentile of the same.
     pub device_p99: Nanos,
     /// Why the oldest waiting request waits.
     pub waits_for: WaitsFor,
+    /// How far its tags are ahead of their clocks.
+    pub lead: Lead,
+}
+
+/// How far a client's tags are ahead of their clocks: a request may go when its tag has no lead left. Below zero it
+/// is late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lead {
+    /// Reservation tag before the reservation clock, in nanoseconds; `None` without a reservation.
+    pub reservation: Option<i64>,
+    /// Limit tag before now, in nanoseconds; `None` without a limit.
+    pub limit: Option<i64>,
+    /// Share tag before virtual time, in thousandths of a reference request of its own.
+    pub share: i64,
 }
 
 /// Why a client's oldest request is not in the device.
@@ -251,6 +279,8 @@ pub struct DiskStats {
     pub reserved: u32,
     /// Learnt cost of a reference request, in nanoseconds of device time.
     pub reference_cost: Nanos,
+    /// The policy that chooses.
+    pub policy: Policy,
 }
 
 /// The interface to the io-sched-server.

@@ -6,6 +6,7 @@
 //! all with the request's number; console bytes, logs and events come in between at any time.
 //! Variants are encoded by position: append only.
 
+use crate::io;
 use crate::mem::PressureState;
 use crate::system;
 use crate::units::{Gfn, Nanos, Pages, VmId};
@@ -37,6 +38,7 @@ pub enum ServerId {
     reason = "made, sent and dropped one by one, and no heap to box it in"
 )]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one frame exists at a time; there is no heap")]
 pub enum ToHost<'a> {
     /// First frame after start-up.
     Hello {
@@ -155,6 +157,17 @@ pub enum Request {
         /// Exit status the host sees.
         code: u8,
     },
+    /// Changes the disk claim of a group.
+    GroupSet {
+        /// The group's name.
+        group: system::Name,
+        /// What changes.
+        change: system::IoChange,
+    },
+    /// Another policy for the disk.
+    IoPolicy(system::IoPolicy),
+    /// One `Row::DiskClient` for each client of the disk, then one `Row::Disk`.
+    Disks,
 }
 
 /// A setting that can be changed while a VM runs.
@@ -170,12 +183,12 @@ pub enum Setting {
     MemoryLimit(Pages),
     /// `memory.tax` in permille.
     MemoryTax(u16),
-    /// `diskN.io`: the whole control of disk `disk`.
+    /// `diskN.io`: the claim of disk `disk`.
     Io {
         /// Index of the disk.
         disk: u8,
-        /// The new control.
-        control: system::IoControl,
+        /// What changes.
+        change: system::IoChange,
     },
 }
 
@@ -225,6 +238,20 @@ pub enum Refusal {
         needed: Pages,
         /// Pages of the swap partition.
         available: Pages,
+    },
+    /// The disk cannot keep the reservation: reference requests per second asked for, and still free.
+    Disk {
+        /// Asked for.
+        asked: u32,
+        /// Free.
+        free: u32,
+    },
+    /// A reservation does not fit the limit of its group, or a group's limit the reservations in it: requests per second.
+    GroupLimit {
+        /// Asked for.
+        asked: u32,
+        /// What the limit leaves.
+        free: u32,
     },
 }
 
@@ -406,6 +433,21 @@ pub enum Row<'a> {
         /// Its unit.
         unit: Unit,
     },
+    /// A client of the disk.
+    DiskClient {
+        /// Whose virtual disk; `None` for a server's own.
+        vm: Option<VmId>,
+        /// Which of its disks.
+        disk: u8,
+        /// Name of the partition.
+        partition: &'a str,
+        /// Its claim.
+        control: system::IoControl,
+        /// Its figures.
+        stats: io::ClientStats,
+    },
+    /// The disk itself.
+    Disk(io::DiskStats),
 }
 
 /// Kinds of VM exits, in the order of [`VmStats::exits`].
@@ -621,6 +663,8 @@ mod tests {
             shares: u32::MAX,
             limit: Some(u32::MAX),
             limit_bytes: Some(u64::MAX),
+            reservation_bytes: u64::MAX,
+            burst: u16::MAX,
         };
         let disk = Disk { partition: name.clone(), read_only: true, io };
         let vm = Vm {

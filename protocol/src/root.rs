@@ -10,8 +10,9 @@
 //! root-task then moves its scheduling context to its notification.
 
 use crate::interface::Interface;
+use crate::io::{ClientStats, DiskStats, IoError};
 use crate::mem::{MemEvent, MemReply, MemRequest};
-use crate::system::Disk;
+use crate::system::{Disk, IoControl, IoPolicy};
 use crate::units::{Pages, VmId};
 use heapless::String;
 use serde::{Deserialize, Serialize};
@@ -113,13 +114,19 @@ pub enum RootRequest {
         /// The client.
         client: u16,
     },
-    /// Any server, to a `Set...` command: done.
+    /// io-sched-server, to a `Set...` command: done.
     Applied,
     /// Any server's panic handler: it faults next.
     Panicked {
         /// Message and place.
         message: Text,
     },
+    /// io-sched-server, to a command that it cannot obey: everything is as it was.
+    IoRefused(IoError),
+    /// io-sched-server, to [`IoCommand::ClientStats`].
+    IoClient(ClientStats),
+    /// io-sched-server, to [`IoCommand::DiskStats`].
+    IoDisk(DiskStats),
 }
 
 /// What the root-task answers.
@@ -181,13 +188,29 @@ pub enum IoCommand {
         /// The client.
         client: u16,
     },
-    /// A client's claim changes (answer [`RootRequest::Applied`]).
+    /// A client's claim changes (answer [`RootRequest::Applied`] or [`RootRequest::IoRefused`]).
     SetDisk {
         /// The client.
         client: u16,
-        /// Its virtual disk with the new claim.
-        disk: Disk,
+        /// The new claim.
+        control: IoControl,
     },
+    /// A group's claim changes (answered in the same way).
+    SetGroup {
+        /// The group.
+        group: u8,
+        /// The new claim.
+        control: IoControl,
+    },
+    /// Another policy; what waits keeps its order (answer [`RootRequest::Applied`]).
+    SetPolicy(IoPolicy),
+    /// Figures of a client (answer [`RootRequest::IoClient`] or [`RootRequest::IoRefused`]).
+    ClientStats {
+        /// The client.
+        client: u16,
+    },
+    /// Figures of the disk (answer [`RootRequest::IoDisk`]).
+    DiskStats,
 }
 
 /// Counters of a vmm-server in its shared page, from [`crate::startup::shared::COUNTERS`] on.
@@ -388,7 +411,6 @@ const _: () = {
 mod tests {
     use super::*;
     use crate::interface::{PAYLOAD_MAX, decode, decode_reply, encode};
-    use crate::system::IoControl;
 
     #[test]
     fn longest_messages_fit_the_ipc_buffer() {

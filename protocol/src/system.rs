@@ -22,6 +22,8 @@ pub const GROUPS_MAX: usize = 8;
 pub const SHARES_NORMAL: u32 = 1000;
 /// Most shares a client may ask for.
 pub const SHARES_MAX: u32 = 1_000_000;
+/// Most idle credit of a disk, in requests.
+pub const BURST_MAX: u16 = 256;
 /// Idle-memory tax of a VM that asks for none, in permille (the paper's 75 %).
 pub const TAX_DEFAULT: u16 = 750;
 /// Smallest guest memory: below this no supported kernel starts.
@@ -63,7 +65,7 @@ pub struct Memory {
     pub sharing: Sharing,
 }
 
-/// A claim on one disk. Reservation and limit are in requests per second.
+/// A claim on one disk. Reservation and limit are in requests per second, and in bytes per second beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoControl {
     /// Requests per second it always gets; 0 for none.
@@ -74,11 +76,55 @@ pub struct IoControl {
     pub limit: Option<u32>,
     /// Bytes per second it never exceeds.
     pub limit_bytes: Option<u64>,
+    /// Bytes per second it always gets; 0 for none.
+    pub reservation_bytes: u64,
+    /// Idle credit in requests, at most [`BURST_MAX`]: how far it may run ahead by shares after a pause.
+    pub burst: u16,
 }
 
 impl Default for IoControl {
     fn default() -> Self {
-        Self { reservation: 0, shares: SHARES_NORMAL, limit: None, limit_bytes: None }
+        Self {
+            reservation: 0,
+            shares: SHARES_NORMAL,
+            limit: None,
+            limit_bytes: None,
+            reservation_bytes: 0,
+            burst: 0,
+        }
+    }
+}
+
+/// A change of some numbers of an [`IoControl`], all at once; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoChange {
+    /// New reservation.
+    pub reservation: Option<u32>,
+    /// New shares.
+    pub shares: Option<u32>,
+    /// New limit; 0 for none.
+    pub limit: Option<u32>,
+    /// New limit in bytes per second; 0 for none.
+    pub limit_bytes: Option<u64>,
+    /// New reservation in bytes per second.
+    pub reservation_bytes: Option<u64>,
+    /// New idle credit.
+    pub burst: Option<u16>,
+}
+
+impl IoChange {
+    /// `old` with the change made; it may break rules (see [`IoControl::check`]).
+    #[must_use]
+    pub fn applied(&self, old: &IoControl) -> IoControl {
+        let nonzero = |new: Option<u32>, old| new.map_or(old, |n| (n != 0).then_some(n));
+        IoControl {
+            reservation: self.reservation.unwrap_or(old.reservation),
+            shares: self.shares.unwrap_or(old.shares),
+            limit: nonzero(self.limit, old.limit),
+            limit_bytes: self.limit_bytes.map_or(old.limit_bytes, |n| (n != 0).then_some(n)),
+            reservation_bytes: self.reservation_bytes.unwrap_or(old.reservation_bytes),
+            burst: self.burst.unwrap_or(old.burst),
+        }
     }
 }
 
@@ -259,8 +305,10 @@ pub enum VmRule {
     Tax,
     /// `group` names no group.
     Group,
-    /// An `io.reservation` exceeds its `io.limit`.
+    /// An `io.reservation` exceeds its `io.limit`, in requests or in bytes.
     IoReservation,
+    /// An `io.burst` is above [`BURST_MAX`].
+    IoBurst,
 }
 
 /// Memory the hypervisor spends on a VM beside its RAM: the vmm-server, nested page tables
@@ -269,13 +317,24 @@ pub const fn overhead(size: Pages) -> Pages {
     Pages(512 + Pages::holding(size.0 * 40).0)
 }
 
-fn io_rules(io: &IoControl) -> Result<(), VmRule> {
-    if io.shares == 0 || io.shares > SHARES_MAX {
-        return Err(VmRule::Shares);
-    }
-    match io.limit {
-        Some(limit) if io.reservation > limit => Err(VmRule::IoReservation),
-        _ => Ok(()),
+impl IoControl {
+    /// Checks the rules that need no disk.
+    ///
+    /// # Errors
+    ///
+    /// The first [`VmRule`] it breaks.
+    pub fn check(&self) -> Result<(), VmRule> {
+        let is_above = self.limit.is_some_and(|limit| self.reservation > limit)
+            || self.limit_bytes.is_some_and(|limit| self.reservation_bytes > limit);
+        if self.shares == 0 || self.shares > SHARES_MAX {
+            Err(VmRule::Shares)
+        } else if is_above {
+            Err(VmRule::IoReservation)
+        } else if self.burst > BURST_MAX {
+            Err(VmRule::IoBurst)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -306,7 +365,7 @@ impl Vm {
         if let Some((_, rule)) = broken.into_iter().find(|(is_broken, _)| *is_broken) {
             return Err(rule);
         }
-        self.disks.iter().try_for_each(|disk| io_rules(&disk.io))
+        self.disks.iter().try_for_each(|disk| disk.io.check())
     }
 }
 

@@ -589,6 +589,10 @@ impl Root {
                     host::explanation(&mut self.serial, *id, *vm, terms);
                 }
             }
+            Output::DiskClient { id, client } => {
+                host::disk_client(&mut self.serial, &self.supervisor, *id, *client);
+            }
+            Output::Disk(id) => host::disk_machine(&mut self.serial, &self.supervisor, *id),
             Output::Done { id, outcome } => {
                 self.serial.send(&ToHost::Done { id: *id, outcome: *outcome });
             }
@@ -798,6 +802,8 @@ impl Root {
             self.core.answer_io_caller();
             server.destroy(&mut self.objects);
         }
+        let (groups, policy) = self.supervisor.io_settings();
+        (self.devices.start.groups, self.devices.start.policy) = (groups.clone(), policy);
         let (objects, core) = (&mut self.objects, &mut self.core);
         let mut server = servers::make_io(objects, core, &self.blobs, &mut self.devices)?;
         for (client, vm, _) in self.supervisor.rings() {

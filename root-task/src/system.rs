@@ -7,17 +7,19 @@
 //! back. Every step waits for the answer of the server concerned, never by blocking.
 
 use heapless::{Deque, Vec};
-use protocol::io::MAX_CLIENTS;
-mod swap;
-
+use protocol::io::{ClientStats, DiskStats, IoError, MAX_CLIENTS};
 use protocol::link::{Event, Refusal, Request, ServerId, Setting, StopReason, VmState};
 use protocol::mem::{Explanation, MemError, MemEvent, MemReply, MemRequest, VmMemory};
 use protocol::root::{
     Command, FaultReport, IoCommand, RootReply, RootRequest, Text, VmEvent, VmmCommand,
 };
 use protocol::slots::{Client, SWAP_CLIENT};
-use protocol::system::{Memory, System, Vm};
+use protocol::system::{
+    GROUPS_MAX, Group, IoChange, IoControl, IoPolicy, Memory, System, Vm, VmRule,
+};
 use protocol::units::{MAX_VMS, Nanos, Pages, VmId};
+
+mod swap;
 
 /// Most actions of one event: each VM's teardown and every client's new attachment, with room.
 pub const ACTIONS_MAX: usize = 160;
@@ -93,6 +95,15 @@ pub enum Output {
         /// The VM; the numbers are in [`Supervisor::explanation`].
         vm: VmId,
     },
+    /// A row about a client of the disk; the numbers are in [`Supervisor::client_stats`].
+    DiskClient {
+        /// The request.
+        id: u32,
+        /// The client.
+        client: u16,
+    },
+    /// A row about the disk; the numbers are in [`Supervisor::disk_stats`].
+    Disk(u32),
     /// The end of an answer.
     Done {
         /// The request.
@@ -174,6 +185,16 @@ enum MemWait {
     Swap,
 }
 
+/// Who waits for the io-sched-server's next answer, but for attachments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IoWait {
+    Control { id: u32, vm: VmId, disk: u8, control: IoControl },
+    Group { id: u32, group: u8, control: IoControl },
+    Policy { id: u32, policy: IoPolicy },
+    Client { id: u32, client: u16 },
+    Disk(u32),
+}
+
 /// Whether an artefact is in the boot archive, asked when a VM is created.
 pub trait Artefacts {
     /// Whether the kernel and all modules of `vm` are there.
@@ -184,14 +205,15 @@ pub trait Artefacts {
 #[derive(Debug)]
 pub struct Supervisor {
     vms: [Option<Entry>; MAX_VMS],
-    groups: usize,
+    groups: Vec<Group, GROUPS_MAX>,
+    io_policy: IoPolicy,
     clients: [Option<ClientEntry>; MAX_CLIENTS],
     swap: swap::Swap,
     has_booted: bool,
     mem_commands: Deque<MemRequest, COMMANDS_MAX>,
     mem_waits: Deque<MemWait, COMMANDS_MAX>,
     io_commands: Deque<IoCommand, COMMANDS_MAX>,
-    io_waits: Deque<u32, COMMANDS_MAX>,
+    io_waits: Deque<IoWait, COMMANDS_MAX>,
     io_faulted_at: Option<Nanos>,
     mem_faulted_at: Option<Nanos>,
     restarts: Deque<Nanos, RESTARTS_MAX>,
@@ -199,6 +221,8 @@ pub struct Supervisor {
     is_ready: bool,
     boot_starts: u32,
     explanation: Option<Explanation>,
+    client_stats: ClientStats,
+    disk_stats: DiskStats,
     last_words: Text,
 }
 
@@ -222,7 +246,8 @@ impl Supervisor {
         let mut configs = system.vms.iter();
         Self {
             vms: core::array::from_fn(|_| configs.next().map(|config| Entry::new(config.clone()))),
-            groups: system.groups.len(),
+            groups: system.groups.clone(),
+            io_policy: system.io_policy,
             clients: [None; MAX_CLIENTS],
             swap: swap::Swap::new(
                 system.memory_policy.swap.as_ref().map(|swap| swap.partition.clone()),
@@ -239,6 +264,8 @@ impl Supervisor {
             is_ready: false,
             boot_starts: 0,
             explanation: None,
+            client_stats: ClientStats::default(),
+            disk_stats: DiskStats::default(),
             last_words: Text::new(),
         }
     }
@@ -256,6 +283,31 @@ impl Supervisor {
     /// What the mem-server explained last.
     pub const fn explanation(&self) -> Option<&Explanation> {
         self.explanation.as_ref()
+    }
+
+    /// Figures of the client of the last [`Output::DiskClient`].
+    pub const fn client_stats(&self) -> &ClientStats {
+        &self.client_stats
+    }
+
+    /// Whose disk `client` is (`None` for the mem-server's swap), which of them, its partition and its claim.
+    pub fn client(&self, client: u16) -> Option<(Option<VmId>, u8, &str, IoControl)> {
+        if client == SWAP_CLIENT {
+            return self.swap.served().map(|name| (None, 0, name.as_str(), IoControl::default()));
+        }
+        let entry = self.clients.get(usize::from(client))?.as_ref()?;
+        let disk = self.config(entry.vm)?.disks.get(usize::from(entry.disk))?;
+        Some((Some(entry.vm), entry.disk, &disk.partition, disk.io))
+    }
+
+    /// Figures of the last [`Output::Disk`].
+    pub const fn disk_stats(&self) -> &DiskStats {
+        &self.disk_stats
+    }
+
+    /// The groups with their present claims, and the disk's policy: what a new io-sched-server is told.
+    pub const fn io_settings(&self) -> (&Vec<Group, GROUPS_MAX>, IoPolicy) {
+        (&self.groups, self.io_policy)
     }
 
     fn entry(&self, vm: VmId) -> Option<&Entry> {
@@ -599,12 +651,13 @@ impl Supervisor {
                 self.attach_failed(*client, why, actions)
             }
             (Client::Io, RootRequest::Detached { client }) => self.detached(*client, actions),
-            (Client::Io, RootRequest::Applied) => {
-                if let Some(id) = self.io_waits.pop_front() {
-                    done(actions, id, Ok(()));
-                }
-                RootReply::Done
-            }
+            (
+                Client::Io,
+                RootRequest::Applied
+                | RootRequest::IoRefused(_)
+                | RootRequest::IoClient(_)
+                | RootRequest::IoDisk(_),
+            ) => self.io_answer(request, actions),
             _ => RootReply::Refused,
         }
     }
@@ -728,6 +781,52 @@ impl Supervisor {
         }
     }
 
+    fn io_answer(&mut self, answer: &RootRequest, actions: &mut Actions) -> RootReply {
+        let Some(wait) = self.io_waits.pop_front() else { return RootReply::Refused };
+        match (wait, answer) {
+            // A client that has gone meanwhile has no row.
+            (IoWait::Client { .. }, RootRequest::IoRefused(_)) => {}
+            (IoWait::Client { id, client }, RootRequest::IoClient(stats)) => {
+                self.client_stats = *stats;
+                push(actions, Action::Host(Output::DiskClient { id, client }));
+            }
+            (IoWait::Disk(id), RootRequest::IoDisk(stats)) => {
+                self.disk_stats = *stats;
+                push(actions, Action::Host(Output::Disk(id)));
+                done(actions, id, Ok(()));
+            }
+            (wait, RootRequest::Applied) => {
+                let id = self.apply(wait);
+                done(actions, id, Ok(()));
+            }
+            (wait, RootRequest::IoRefused(error)) => {
+                done(actions, wait.id(), Err(io_refusal(*error)));
+            }
+            (wait, _) => done(actions, wait.id(), Err(Refusal::Server(ServerId::Io))),
+        }
+        RootReply::Done
+    }
+
+    /// What was asked of the io-sched-server is now so.
+    fn apply(&mut self, wait: IoWait) -> u32 {
+        match wait {
+            IoWait::Control { vm, disk, control, .. } => {
+                let disks = self.entry_mut(vm).map(|entry| &mut entry.config.disks);
+                if let Some(disk) = disks.and_then(|disks| disks.get_mut(usize::from(disk))) {
+                    disk.io = control;
+                }
+            }
+            IoWait::Group { group, control, .. } => {
+                if let Some(group) = self.groups.get_mut(usize::from(group)) {
+                    group.io = control;
+                }
+            }
+            IoWait::Policy { policy, .. } => self.io_policy = policy,
+            IoWait::Client { .. } | IoWait::Disk(_) => {}
+        }
+        wait.id()
+    }
+
     fn attached(&mut self, client: u16, actions: &mut Actions) -> RootReply {
         let Some(Some(entry)) = self.clients.get_mut(usize::from(client)) else {
             return RootReply::Refused;
@@ -784,8 +883,11 @@ impl Supervisor {
                 self.restart_counts[1] += 1;
                 push(actions, Action::RestartIo);
                 self.io_commands.clear();
-                while let Some(id) = self.io_waits.pop_front() {
-                    done(actions, id, Err(Refusal::Server(ServerId::Io)));
+                while let Some(wait) = self.io_waits.pop_front() {
+                    // Rows without an end: the wait for the disk's row ends that answer.
+                    if !matches!(wait, IoWait::Client { .. }) {
+                        done(actions, wait.id(), Err(Refusal::Server(ServerId::Io)));
+                    }
                 }
                 self.swap_io_gone(actions);
                 for index in 0..MAX_CLIENTS {
@@ -907,6 +1009,14 @@ impl Supervisor {
             }
             Request::Explain(vm) => self.host_explain(id, vm, actions),
             Request::Kill(server) => Some(self.host_kill(server, actions)),
+            Request::GroupSet { group, change } => {
+                self.host_set_group(id, &group, &change, actions)
+            }
+            Request::IoPolicy(policy) => {
+                let command = IoCommand::SetPolicy(policy);
+                self.ask_io(command, IoWait::Policy { id, policy }, actions)
+            }
+            Request::Disks => self.host_disks(id, actions),
             Request::Quit { code } => {
                 done(actions, id, Ok(()));
                 push(actions, Action::Exit(code));
@@ -995,9 +1105,9 @@ impl Supervisor {
         artefacts: &impl Artefacts,
         actions: &mut Actions,
     ) -> Result<(), Refusal> {
-        config.check(self.groups).map_err(Refusal::Rule)?;
+        config.check(self.groups.len()).map_err(Refusal::Rule)?;
         if self.vms.iter().flatten().any(|entry| entry.config.name == config.name) {
-            return Err(Refusal::Rule(protocol::system::VmRule::Name));
+            return Err(Refusal::Rule(VmRule::Name));
         }
         if !artefacts.has_all(&config) {
             return Err(Refusal::Missing);
@@ -1016,6 +1126,9 @@ impl Supervisor {
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
         let Some(entry) = self.entry_mut(vm) else { return Some(Err(Refusal::Unknown)) };
+        if let Setting::Io { disk, change } = setting {
+            return self.host_set_disk(id, vm, disk, &change, actions);
+        }
         let is_up = entry.is_admitted;
         let mut config = entry.config.clone();
         let memory = &mut config.memory;
@@ -1032,18 +1145,12 @@ impl Supervisor {
                 let is_told = self.tell_mem(request, MemWait::Balloon(id), actions);
                 return (!is_told).then_some(Err(Refusal::Full));
             }
-            Setting::Io { disk, control } => match config.disks.get_mut(usize::from(disk)) {
-                Some(disk) => disk.io = control,
-                None => return Some(Err(Refusal::Unknown)),
-            },
+            Setting::Io { .. } => {}
         }
-        if let Err(rule) = config.check(self.groups) {
+        if let Err(rule) = config.check(self.groups.len()) {
             return Some(Err(Refusal::Rule(rule)));
         }
         let memory = config.memory;
-        if let Setting::Io { disk, .. } = setting {
-            return self.set_disk(id, vm, config, disk, actions);
-        }
         if !is_up {
             self.entry_mut(vm)?.config = config;
             return Some(Ok(()));
@@ -1054,24 +1161,75 @@ impl Supervisor {
         (!is_told).then_some(Err(Refusal::Full))
     }
 
-    fn set_disk(
+    fn ask_io(
+        &mut self,
+        command: IoCommand,
+        wait: IoWait,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        if self.io_waits.is_full() || !self.tell_io(command, actions) {
+            return Some(Err(Refusal::Full));
+        }
+        let _ = self.io_waits.push_back(wait);
+        None
+    }
+
+    fn host_set_disk(
         &mut self,
         id: u32,
         vm: VmId,
-        config: Vm,
         disk: u8,
+        change: &IoChange,
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
-        let wanted = config.disks.get(usize::from(disk)).cloned()?;
-        self.entry_mut(vm)?.config = config;
-        let Some(client) = self.client_of(vm, disk) else { return Some(Ok(())) };
-        if self.io_waits.is_full()
-            || !self.tell_io(IoCommand::SetDisk { client, disk: wanted }, actions)
-        {
+        let attached = self.client_of(vm, disk);
+        let place = self.entry_mut(vm)?.config.disks.get_mut(usize::from(disk));
+        let Some(place) = place else { return Some(Err(Refusal::Unknown)) };
+        let control = change.applied(&place.io);
+        if let Err(rule) = control.check() {
+            return Some(Err(Refusal::Rule(rule)));
+        }
+        let Some(client) = attached else {
+            place.io = control;
+            return Some(Ok(()));
+        };
+        let wait = IoWait::Control { id, vm, disk, control };
+        self.ask_io(IoCommand::SetDisk { client, control }, wait, actions)
+    }
+
+    fn host_set_group(
+        &mut self,
+        id: u32,
+        name: &str,
+        change: &IoChange,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let mut known = (0_u8..).zip(&self.groups);
+        let Some((group, settings)) = known.find(|(_, group)| group.name == *name) else {
+            return Some(Err(Refusal::Unknown));
+        };
+        let control = change.applied(&settings.io);
+        if let Err(rule) = control.check() {
+            return Some(Err(Refusal::Rule(rule)));
+        }
+        let wait = IoWait::Group { id, group, control };
+        self.ask_io(IoCommand::SetGroup { group, control }, wait, actions)
+    }
+
+    fn host_disks(&mut self, id: u32, actions: &mut Actions) -> Option<Result<(), Refusal>> {
+        let room = COMMANDS_MAX - self.io_commands.len().max(self.io_waits.len());
+        if room <= MAX_CLIENTS {
             return Some(Err(Refusal::Full));
         }
-        let _ = self.io_waits.push_back(id);
-        None
+        for client in 0..MAX_CLIENTS as u16 {
+            let is_attached = |entry: &ClientEntry| entry.state == ClientState::Attached;
+            let is_swap = client == SWAP_CLIENT && self.swap.served().is_some();
+            if is_swap || self.clients[usize::from(client)].as_ref().is_some_and(is_attached) {
+                let wait = IoWait::Client { id, client };
+                let _ = self.ask_io(IoCommand::ClientStats { client }, wait, actions);
+            }
+        }
+        self.ask_io(IoCommand::DiskStats, IoWait::Disk(id), actions)
     }
 
     fn host_explain(
@@ -1105,6 +1263,18 @@ impl Supervisor {
     }
 }
 
+impl IoWait {
+    const fn id(&self) -> u32 {
+        match *self {
+            Self::Control { id, .. }
+            | Self::Group { id, .. }
+            | Self::Policy { id, .. }
+            | Self::Client { id, .. }
+            | Self::Disk(id) => id,
+        }
+    }
+}
+
 impl Entry {
     const fn new(config: Vm) -> Self {
         Self {
@@ -1131,14 +1301,28 @@ pub const fn server_id(client: Client) -> ServerId {
     }
 }
 
+const fn io_refusal(error: IoError) -> Refusal {
+    match error {
+        IoError::Overcommitted { asked, free } => Refusal::Disk { asked, free },
+        IoError::GroupLimit { asked, free } => Refusal::GroupLimit { asked, free },
+        IoError::BadControls => Refusal::Rule(VmRule::IoReservation),
+        IoError::BadClient => Refusal::Unknown,
+        IoError::Forbidden
+        | IoError::NoPartition
+        | IoError::NoDisk
+        | IoError::BadRing
+        | IoError::Malformed => Refusal::Server(ServerId::Io),
+    }
+}
+
 fn mem_refusal(error: MemError) -> Refusal {
     match error {
         MemError::NotEnoughMemory { needed, available } => {
             Refusal::Memory { asked: needed, available }
         }
         MemError::NotEnoughSwap { needed, available } => Refusal::Swap { needed, available },
-        MemError::BadControls => Refusal::Rule(protocol::system::VmRule::Limit),
-        MemError::BadSize { .. } => Refusal::Rule(protocol::system::VmRule::Size),
+        MemError::BadControls => Refusal::Rule(VmRule::Limit),
+        MemError::BadSize { .. } => Refusal::Rule(VmRule::Size),
         MemError::Objects { .. } => Refusal::Memory { asked: Pages(0), available: Pages(0) },
         MemError::Decode(_) | MemError::NotAllowed | MemError::Identity | MemError::NoSuchVm => {
             Refusal::Server(ServerId::Mem)

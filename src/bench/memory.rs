@@ -16,10 +16,11 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// A machine-wide counter of the mem-server.
 fn counter(stats: &Stats, wanted: &str) -> u64 {
-    let found = stats.terms.iter().find(|(server, vm, name, _)| {
-        *server == ServerId::Mem && vm.is_none() && name.as_str() == wanted
-    });
-    found.map_or(0, |(.., value)| *value)
+    let found = stats
+        .terms
+        .iter()
+        .find(|term| term.server == ServerId::Mem && term.vm.is_none() && term.name == wanted);
+    found.map_or(0, |term| term.value)
 }
 
 /// Asks until a counter has reached a value.

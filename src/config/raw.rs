@@ -165,6 +165,11 @@ pub struct Io {
     pub limit: Option<u32>,
     /// Bytes per second it never exceeds.
     pub limit_bytes: Option<Spanned<Size>>,
+    /// Bytes per second it always gets.
+    pub reservation_bytes: Option<Spanned<Size>>,
+    /// Idle credit in requests.
+    #[serde(default)]
+    pub burst: u16,
 }
 
 /// `memory` of a VM.

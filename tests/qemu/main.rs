@@ -3,6 +3,7 @@
 
 mod bochs;
 mod command;
+mod disk;
 mod overcommit;
 mod root_task;
 mod system;

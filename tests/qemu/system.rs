@@ -194,6 +194,7 @@ fn verbs<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2:
         balloon(Pages(0))?;
         ask(Request::VmSet { vm: WEB1, setting: Setting::Balloon(None) }).map(drop)
     });
+    crate::disk::claims(runner, session, web1);
     runner.case("system: a refused request names its reason", || {
         match session.ask(Request::VmStart(WEB1)) {
             Err(error) => same("reason", error.to_string().contains("running"), true),

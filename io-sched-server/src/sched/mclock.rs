@@ -18,7 +18,10 @@
 //! and have controls of their own; reservations and limits hold in requests and in bytes at once; gaps as short as the
 //! client's usual think time do not cost it its reservation (anticipation).
 
-use protocol::{io::Controls, units::Nanos};
+use protocol::{
+    io::{Controls, Lead},
+    units::Nanos,
+};
 
 use super::{Charge, Choice, Decision, Head, NodeId, Scheduler};
 use crate::heap::{IndexedHeap, KEY_BITS, is_before};
@@ -342,15 +345,6 @@ impl<const N: usize, const G: usize> MClock<N, G> {
         }
     }
 
-    /// How far a client's tags are ahead of their clocks: reservation and limit in real time.
-    pub fn lead(&self, now: Nanos, client: NodeId) -> (Option<i64>, Option<i64>) {
-        let node = &self.nodes[usize::from(client)];
-        let ahead = |tag: Tag, clock: Nanos| key(tag).wrapping_sub(clock.0).cast_signed();
-        let reservation = node.reservation_tag().map(|t| ahead(t, self.reservation_clock(now)));
-        let limit = (node.limit_tag() != 0).then(|| ahead(node.limit_tag(), now));
-        (reservation, limit)
-    }
-
     /// Does the client wait for its own limit (`Some(true)`), for that of a group (`Some(false)`), or for neither?
     pub fn waits_for_limit(&self, client: NodeId) -> Option<bool> {
         let mut node = &self.nodes[usize::from(client)];
@@ -364,6 +358,26 @@ impl<const N: usize, const G: usize> MClock<N, G> {
             }
         }
         None
+    }
+
+    /// How far the tags of `client` are ahead of their clocks.
+    pub fn lead(&self, now: Nanos, client: NodeId) -> Lead {
+        let Some(node) = self.nodes.get(usize::from(client)) else { return Lead::default() };
+        let ahead = |tag: Tag, clock: Tag| {
+            let distance = i64::try_from(tag.abs_diff(clock) >> FRACTION).unwrap_or(i64::MAX);
+            if tag < clock { -distance } else { distance }
+        };
+        let clock = tag(self.reservation_clock(now));
+        let virtual_time = self.inner[usize::from(node.parent)].virtual_time;
+        let one = share_step(node.per.share, 1 << 16).max(1);
+        let share = node.share.abs_diff(virtual_time).saturating_mul(1000) / one;
+        let share = i64::try_from(share).unwrap_or(i64::MAX);
+        let has_limit = node.per.limit | node.per.limit_bytes != 0;
+        Lead {
+            reservation: node.reservation_tag().map(|due| ahead(due, clock)),
+            limit: has_limit.then(|| ahead(node.limit_tag(), tag(now))),
+            share: if node.share < virtual_time { -share } else { share },
+        }
     }
 
     const fn reservation_clock(&self, now: Nanos) -> Nanos {

@@ -17,7 +17,7 @@ use protocol::{
     units::Nanos,
 };
 
-use crate::cost::Cost;
+use crate::{cost::Cost, heap::IndexedHeap};
 use mclock::MClock;
 use round_robin::RoundRobin;
 use sfq::Sfq;
@@ -87,11 +87,22 @@ pub trait Scheduler {
     /// Chooses. Does not change what is charged to whom.
     fn pick(&mut self, now: Nanos) -> Decision;
     /// May the client that was just served be served again at once, its next request being close to the last one?
-    fn follow_up(&self, now: Nanos, client: NodeId) -> Option<Choice>;
+    /// A policy without limits always says yes.
+    fn follow_up(&self, _: Nanos, client: NodeId) -> Option<Choice> {
+        Some(Choice { client, due: None, is_near: true })
+    }
     /// The oldest request of the chosen client went to the device; `next` is the head behind it.
     fn served(&mut self, now: Nanos, choice: Choice, charge: Charge, next: Option<Head>);
     /// A request of `client` left the device.
     fn completed(&mut self, now: Nanos, client: NodeId);
+}
+
+/// The choice of a policy that only orders: the waiting client with the least key.
+fn least<const N: usize>(waiting: &IndexedHeap<N>) -> Decision {
+    match waiting.top() {
+        Some((_, client)) => Decision::Serve(Choice { client, due: None, is_near: false }),
+        None => Decision::Idle,
+    }
 }
 
 /// One of the policies, chosen at run time.

@@ -2,7 +2,7 @@
 
 use protocol::{io::Controls, units::Nanos};
 
-use super::{Charge, Choice, Decision, Head, NodeId, Scheduler};
+use super::{Charge, Choice, Decision, Head, NodeId, Scheduler, least};
 use crate::heap::IndexedHeap;
 
 /// The policy. A client's key is the number of its turn.
@@ -34,14 +34,7 @@ impl<const N: usize> Scheduler for RoundRobin<N> {
     }
 
     fn pick(&mut self, _: Nanos) -> Decision {
-        match self.waiting.top() {
-            Some((_, client)) => Decision::Serve(Choice { client, due: None, is_near: false }),
-            None => Decision::Idle,
-        }
-    }
-
-    fn follow_up(&self, _: Nanos, client: NodeId) -> Option<Choice> {
-        Some(Choice { client, due: None, is_near: true })
+        least(&self.waiting)
     }
 
     fn served(&mut self, now: Nanos, choice: Choice, _: Charge, next: Option<Head>) {

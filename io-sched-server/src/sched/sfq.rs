@@ -5,7 +5,7 @@
 
 use protocol::{io::Controls, units::Nanos};
 
-use super::{Charge, Choice, Decision, Head, NodeId, Scheduler};
+use super::{Charge, Choice, Decision, Head, NodeId, Scheduler, least};
 use crate::heap::IndexedHeap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,14 +70,7 @@ impl<const N: usize> Scheduler for Sfq<N> {
     }
 
     fn pick(&mut self, _: Nanos) -> Decision {
-        match self.waiting.top() {
-            Some((_, client)) => Decision::Serve(Choice { client, due: None, is_near: false }),
-            None => Decision::Idle,
-        }
-    }
-
-    fn follow_up(&self, _: Nanos, client: NodeId) -> Option<Choice> {
-        Some(Choice { client, due: None, is_near: true })
+        least(&self.waiting)
     }
 
     fn served(&mut self, _: Nanos, choice: Choice, charge: Charge, next: Option<Head>) {

@@ -163,6 +163,20 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
     }
 }
 
+/// A client of the disk, with the figures the supervisor was told last.
+pub fn disk_client(serial: &mut Serial, supervisor: &Supervisor, id: u32, client: u16) {
+    let Some((vm, disk, partition, control)) = supervisor.client(client) else { return };
+    let stats = *supervisor.client_stats();
+    let row = Row::DiskClient { vm, disk, partition, control, stats };
+    serial.send(&ToHost::Row { id, row });
+}
+
+/// The disk, with the figures the supervisor was told last.
+pub fn disk_machine(serial: &mut Serial, supervisor: &Supervisor, id: u32) {
+    let row = Row::Disk(*supervisor.disk_stats());
+    serial.send(&ToHost::Row { id, row });
+}
+
 /// One named number.
 pub fn term(
     serial: &mut Serial,

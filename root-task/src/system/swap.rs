@@ -36,6 +36,14 @@ impl Swap {
         Self { partition, state: State::Absent, ring_paddr: 0 }
     }
 
+    /// Its partition, once the io-sched-server serves it.
+    pub(super) const fn served(&self) -> Option<&Name> {
+        match self.state {
+            State::Attached => self.partition.as_ref(),
+            _ => None,
+        }
+    }
+
     /// There is a ring.
     pub(super) fn has_ring(&self) -> bool {
         !matches!(self.state, State::Absent | State::Placing)

@@ -44,13 +44,20 @@ fn vm(text: &str, disks: usize) -> Vm {
 }
 
 fn system(vms: &[Vm]) -> System {
+    let group = Group {
+        name: name("web"),
+        memory_reservation: Pages(0),
+        memory_shares: 1000,
+        io: IoControl::default(),
+        sharing: Sharing::Group,
+    };
     System {
         name: name("test"),
         machine_memory: Pages(0x20000),
         kernel_memory: Pages(0x2000),
         io_policy: IoPolicy::default(),
         memory_policy: MemoryPolicy::default(),
-        groups: heapless::Vec::new(),
+        groups: [group].into_iter().collect(),
         vms: vms.iter().cloned().collect(),
     }
 }
@@ -148,7 +155,15 @@ impl World {
                     RootRequest::Attached { client, sectors: 8 }
                 }
                 Command::Io(IoCommand::Detach { client }) => RootRequest::Detached { client },
-                Command::Io(IoCommand::SetDisk { .. }) => RootRequest::Applied,
+                Command::Io(IoCommand::ClientStats { client }) => {
+                    let reads = 100 + u64::from(client);
+                    RootRequest::IoClient(ClientStats { reads, ..ClientStats::default() })
+                }
+                Command::Io(IoCommand::DiskStats) => RootRequest::IoDisk(DiskStats::default()),
+                Command::Io(_) if self.io_refuses => {
+                    RootRequest::IoRefused(IoError::Overcommitted { asked: 900, free: 7 })
+                }
+                Command::Io(_) => RootRequest::Applied,
                 Command::Vmm(VmmCommand::Pause) => RootRequest::Event(VmEvent::Paused),
                 Command::Vmm(VmmCommand::Resume) => RootRequest::Event(VmEvent::Resumed),
                 Command::Vmm(_) => continue,
@@ -315,6 +330,8 @@ fn servers_may_only_ask_what_is_theirs() {
         (Client::Io, RootRequest::Detached { client: 999 }),
         (Client::Vmm(A), RootRequest::Event(VmEvent::Paused)),
         (Client::Mem, RootRequest::MemAnswer(MemReply::Done)),
+        (Client::Io, RootRequest::Applied),
+        (Client::Mem, RootRequest::Applied),
     ];
     for (client, request) in forged {
         let reply = world.supervisor.request(client, &request, &mut actions);
@@ -344,6 +361,59 @@ fn vms_are_created_set_and_removed() {
     assert_eq!(world.host(7, Request::VmRemove(A)), Err(Refusal::State(VmState::Running)));
     assert_eq!(world.host(8, Request::VmRemove(VmId(2))), Ok(()));
     assert_eq!(world.host(9, Request::VmStart(VmId(2))), Err(Refusal::Unknown));
+}
+
+fn reservation(wanted: u32) -> IoChange {
+    IoChange { reservation: Some(wanted), ..IoChange::default() }
+}
+
+#[test]
+fn disk_claims_change_when_the_server_agrees() {
+    let mut world = booted();
+    let claim = |world: &World| world.supervisor.config(A).unwrap().disks[1].io.reservation;
+    let set = |change| Request::VmSet { vm: A, setting: Setting::Io { disk: 1, change } };
+    assert_eq!(world.host(1, set(reservation(50))), Ok(()));
+    assert_eq!(claim(&world), 50);
+    world.io_refuses = true;
+    assert_eq!(
+        world.host(2, set(reservation(900))),
+        Err(Refusal::Disk { asked: 900, free: 7 }),
+        "the numbers reach the host"
+    );
+    assert_eq!(claim(&world), 50, "and nothing has changed");
+    let broken = IoChange { shares: Some(0), ..IoChange::default() };
+    assert_eq!(world.host(3, set(broken)), Err(Refusal::Rule(VmRule::Shares)));
+    let none = Setting::Io { disk: 2, change: reservation(1) };
+    assert_eq!(world.host(4, Request::VmSet { vm: A, setting: none }), Err(Refusal::Unknown));
+    // A VM that is down has only its description.
+    assert_eq!(world.host(5, Request::VmStop(A)), Ok(()));
+    assert_eq!(world.host(6, set(reservation(60))), Ok(()));
+    assert_eq!(claim(&world), 60);
+}
+
+#[test]
+fn groups_and_policy_change_and_outlive_the_server() {
+    let mut world = booted();
+    let group = |text| Request::GroupSet { group: name(text), change: reservation(80) };
+    assert_eq!(world.host(1, group("nobody")), Err(Refusal::Unknown));
+    assert_eq!(world.host(2, group("web")), Ok(()));
+    assert_eq!(world.host(3, Request::IoPolicy(IoPolicy::Sfq)), Ok(()));
+    world.io_refuses = true;
+    assert!(world.host(4, Request::IoPolicy(IoPolicy::RoundRobin)).is_err());
+    let (groups, policy) = world.supervisor.io_settings();
+    assert_eq!((groups[0].io.reservation, policy), (80, IoPolicy::Sfq));
+}
+
+#[test]
+fn every_attached_disk_has_a_row() {
+    let mut world = booted();
+    assert_eq!(world.host(9, Request::Disks), Ok(()));
+    let rows: std::vec::Vec<_> = world.outputs.iter().cloned().collect();
+    let clients = (0..3).map(|client| Output::DiskClient { id: 9, client });
+    let mut wanted: std::vec::Vec<_> = clients.collect();
+    wanted.extend([Output::Disk(9), Output::Done { id: 9, outcome: Ok(()) }]);
+    assert_eq!(rows, wanted);
+    assert_eq!(world.supervisor.client_stats().reads, 102);
 }
 
 #[test]

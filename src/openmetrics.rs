@@ -1,0 +1,315 @@
+//! `stats` as OpenMetrics text, for Prometheus and everything that reads it.
+//!
+//! Format: the OpenMetrics 1.0 specification. One family of samples after the other, base units in the names, `_total` on
+//! counters, `# EOF` at the end; a test checks the text against the grammar.
+
+use crate::report::{Stats, disk::policy_name, state_name};
+use crate::session::{DiskClient, server_name};
+use protocol::link::{EXIT_KINDS, Unit, VmState, VmStats};
+use protocol::units::Nanos;
+use std::fmt::Write;
+
+#[cfg(test)]
+#[path = "openmetrics/grammar.rs"]
+mod grammar;
+
+/// Kind of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Info,
+    StateSet,
+    Summary,
+}
+
+impl Kind {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Info => "info",
+            Self::StateSet => "stateset",
+            Self::Summary => "summary",
+        }
+    }
+
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Counter => "_total",
+            Self::Info => "_info",
+            Self::Gauge | Self::StateSet | Self::Summary => "",
+        }
+    }
+}
+
+/// The text as it grows; the samples of one family stand together.
+#[derive(Debug, Default)]
+struct Page {
+    text: String,
+    family: String,
+    suffix: &'static str,
+}
+
+const UNITS: [&str; 2] = ["bytes", "seconds"];
+
+impl Page {
+    /// Begins family `name` (without the prefix): its unit is the name's last word, if that is one.
+    fn family(&mut self, name: &str, kind: Kind, help: &str) {
+        self.family = format!("ballast_{name}");
+        self.suffix = kind.suffix();
+        let family = &self.family;
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "# TYPE {family} {}", kind.word());
+        if let Some(unit) = UNITS.iter().find(|unit| name.ends_with(&format!("_{unit}"))) {
+            let _ = writeln!(self.text, "# UNIT {family} {unit}");
+        }
+        let _ = writeln!(self.text, "# HELP {family} {}", escaped(help));
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let _ = write!(self.text, "{}{}", self.family, self.suffix);
+        for (at, (name, text)) in labels.iter().enumerate() {
+            let open = if at == 0 { '{' } else { ',' };
+            let _ = write!(self.text, "{open}{name}=\"{}\"", escaped(text));
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.text, "{close} {value}");
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+fn seconds(time: Nanos) -> f64 {
+    time.0 as f64 / 1e9
+}
+
+/// All of `stats`.
+pub fn text(stats: &Stats) -> String {
+    let mut page = Page::default();
+    host(&mut page, stats);
+    vm_memory(&mut page, stats);
+    vm_work(&mut page, stats);
+    disk_rates(&mut page, stats);
+    disk_claims(&mut page, stats);
+    servers(&mut page, stats);
+    terms(&mut page, stats);
+    page.text.push_str("# EOF\n");
+    page.text
+}
+
+fn host(page: &mut Page, stats: &Stats) {
+    page.family("build", Kind::Info, "Version of the host command.");
+    page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    let machine = &stats.machine;
+    page.family("host_uptime_seconds", Kind::Gauge, "Time since boot.");
+    page.sample(&[], seconds(machine.uptime));
+    page.family("host_memory_bytes", Kind::Gauge, "RAM of the machine.");
+    page.sample(&[], machine.memory.bytes());
+    page.family("host_kernel_memory_bytes", Kind::Gauge, "Kept for kernel objects and servers.");
+    page.sample(&[], machine.kernel_memory.bytes());
+    page.family("host_memory_free_bytes", Kind::Gauge, "Free memory of the mem-server.");
+    page.sample(&[], machine.free.bytes());
+    page.family("host_memory_state", Kind::Gauge, "0 high, 1 soft, 2 hard, 3 low.");
+    page.sample(&[], machine.memory_state);
+}
+
+fn vm_memory(page: &mut Page, stats: &Stats) {
+    type Part = fn(&VmStats) -> u64;
+    let parts: [(&str, &str, Part); 10] = [
+        ("size", "What the guest sees.", |s| s.memory.size.bytes()),
+        ("granted", "What backs it now.", |s| s.memory.granted.bytes()),
+        ("active", "Estimate of what it uses.", |s| s.memory.active.bytes()),
+        ("shared", "Its memory that is shared.", |s| s.memory.shared.bytes()),
+        ("saved", "What sharing saves.", |s| s.memory.saved.bytes()),
+        ("balloon", "What its balloon holds.", |s| s.memory.balloon.bytes()),
+        ("balloon_target", "What its balloon should hold.", |s| s.memory.balloon_target.bytes()),
+        ("swapped", "Its memory on the swap partition.", |s| s.memory.swapped.bytes()),
+        ("compressed", "Its memory in the compressed tier.", |s| s.memory.compressed.bytes()),
+        ("overhead", "What the hypervisor spends on it.", |s| s.memory.overhead.bytes()),
+    ];
+    for (name, help, part) in parts {
+        page.family(&format!("vm_memory_{name}_bytes"), Kind::Gauge, help);
+        for (_, vm, _, counters) in &stats.vms {
+            page.sample(&[("vm", vm)], part(counters));
+        }
+    }
+}
+
+fn vm_work(page: &mut Page, stats: &Stats) {
+    let states =
+        [VmState::Stopped, VmState::Starting, VmState::Running, VmState::Paused, VmState::Crashed];
+    page.family("vm_state", Kind::StateSet, "State of the VM.");
+    for (_, vm, now, _) in &stats.vms {
+        for state in states {
+            let is_now = u8::from(state == *now);
+            page.sample(&[("vm", vm), ("ballast_vm_state", state_name(state))], is_now);
+        }
+    }
+    page.family("vm_exits", Kind::Counter, "Exits of the virtual processor.");
+    for (_, vm, _, counters) in &stats.vms {
+        for (reason, count) in EXIT_KINDS.iter().zip(counters.exits) {
+            page.sample(&[("vm", vm), ("reason", reason)], count);
+        }
+    }
+    page.family("vm_vcpu_seconds", Kind::Counter, "Time of the virtual processor and its server.");
+    for (_, vm, _, counters) in &stats.vms {
+        page.sample(&[("vm", vm)], seconds(counters.vcpu_time));
+    }
+}
+
+/// Client, its VM's name and its disk's.
+fn clients(stats: &Stats) -> Vec<(&DiskClient, String, String)> {
+    let names = stats.disk_clients.iter().map(|client| {
+        let vm = client.vm.and_then(|id| stats.vms.iter().find(|(vm, ..)| *vm == id));
+        let vm = vm.map_or(String::new(), |(_, name, ..)| name.clone());
+        let disk = if client.vm.is_some() {
+            format!("disk{}", client.disk)
+        } else {
+            client.partition.clone()
+        };
+        (client, vm, disk)
+    });
+    names.collect()
+}
+
+fn disk_rates(page: &mut Page, stats: &Stats) {
+    let clients = clients(stats);
+    page.family("vm_disk_requests", Kind::Counter, "Requests completed.");
+    for (client, vm, disk) in &clients {
+        let c = &client.stats;
+        for (op, count) in [("read", c.reads), ("write", c.writes), ("flush", c.flushes)] {
+            page.sample(&[("vm", vm), ("disk", disk), ("op", op)], count);
+        }
+    }
+    page.family("vm_disk_bytes", Kind::Counter, "Bytes moved.");
+    for (client, vm, disk) in &clients {
+        for (op, count) in
+            [("read", client.stats.read_bytes), ("write", client.stats.written_bytes)]
+        {
+            page.sample(&[("vm", vm), ("disk", disk), ("op", op)], count);
+        }
+    }
+    page.family("vm_disk_errors", Kind::Counter, "Requests completed with an error.");
+    for (client, vm, disk) in &clients {
+        page.sample(&[("vm", vm), ("disk", disk)], client.stats.errors);
+    }
+    type Quantiles = fn(&DiskClient) -> (Nanos, Nanos);
+    let times: [(&str, &str, Quantiles); 3] = [
+        ("latency", "From the doorbell to completion.", |c| {
+            (c.stats.latency_p50, c.stats.latency_p99)
+        }),
+        ("queue", "In the scheduler's queue.", |c| (c.stats.queue_p50, c.stats.queue_p99)),
+        ("device", "In the device.", |c| (c.stats.device_p50, c.stats.device_p99)),
+    ];
+    for (name, help, quantiles) in times {
+        page.family(&format!("vm_disk_{name}_seconds"), Kind::Summary, help);
+        for (client, vm, disk) in &clients {
+            let (p50, p99) = quantiles(client);
+            for (quantile, time) in [("0.5", p50), ("0.99", p99)] {
+                let labels = [("vm", vm.as_str()), ("disk", disk), ("quantile", quantile)];
+                page.sample(&labels, seconds(time));
+            }
+        }
+    }
+    page.family(
+        "io_phase",
+        Kind::Counter,
+        "Requests by the rule of the scheduler that let them go.",
+    );
+    for (client, vm, disk) in &clients {
+        let c = &client.stats;
+        for (phase, count) in [("reservation", c.by_reservation), ("weight", c.by_weight)] {
+            page.sample(&[("vm", vm), ("disk", disk), ("phase", phase)], count);
+        }
+    }
+}
+
+fn disk_claims(page: &mut Page, stats: &Stats) {
+    let clients = clients(stats);
+    type Part = fn(&DiskClient) -> u64;
+    let parts: [(&str, &str, Part); 7] = [
+        ("io_queued_requests", "Waiting in the scheduler.", |c| c.stats.queued.into()),
+        ("io_device_requests", "In the device.", |c| c.stats.in_device.into()),
+        ("io_reservation_rate", "Requests per second it always gets.", |c| {
+            c.control.reservation.into()
+        }),
+        ("io_limit_rate", "Requests per second it never exceeds; 0 for none.", |c| {
+            c.control.limit.unwrap_or(0).into()
+        }),
+        ("io_reservation_rate_bytes", "Bytes per second it always gets.", |c| {
+            c.control.reservation_bytes
+        }),
+        ("io_limit_rate_bytes", "Bytes per second it never exceeds; 0 for none.", |c| {
+            c.control.limit_bytes.unwrap_or(0)
+        }),
+        ("io_shares", "Its weight.", |c| c.control.shares.into()),
+    ];
+    for (name, help, part) in parts {
+        page.family(name, Kind::Gauge, help);
+        for (client, vm, disk) in &clients {
+            page.sample(&[("vm", vm), ("disk", disk)], part(client));
+        }
+    }
+    let Some(disk) = &stats.disk else { return };
+    page.family("io_policy", Kind::Info, "The scheduler's policy.");
+    page.sample(&[("policy", policy_name(disk.policy))], 1);
+    let parts = [
+        ("io_depth_requests", "Requests the device may have at once.", disk.depth),
+        ("io_capacity_rate", "Requests per second it gives; 0 if not known.", disk.capacity),
+        ("io_reserved_rate", "Requests per second promised.", disk.reserved),
+    ];
+    for (name, help, value) in parts {
+        page.family(name, Kind::Gauge, help);
+        page.sample(&[], value);
+    }
+}
+
+fn servers(page: &mut Page, stats: &Stats) {
+    page.family("server_time_seconds", Kind::Counter, "Processor time charged to the server.");
+    for (server, counters) in &stats.servers {
+        page.sample(&[("server", &server_name(*server))], seconds(counters.time));
+    }
+    page.family("server_restarts", Kind::Counter, "Times it was started again.");
+    for (server, counters) in &stats.servers {
+        page.sample(&[("server", &server_name(*server))], counters.restarts);
+    }
+    page.family("server_logs_lost", Kind::Counter, "Log frames lost.");
+    for (server, counters) in &stats.servers {
+        page.sample(&[("server", &server_name(*server))], counters.logs_lost);
+    }
+}
+
+/// Everything else that has a name, as gauges in base units: the target does not say what only grows.
+fn terms(page: &mut Page, stats: &Stats) {
+    let mut names: Vec<&str> = stats.terms.iter().map(|term| term.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let of_name = || stats.terms.iter().filter(|term| term.name == name);
+        let Some(unit) = of_name().next().map(|term| term.unit) else { continue };
+        let word = name.replace(['.', '-'], "_");
+        let family = match unit {
+            Unit::Pages | Unit::Bytes => word.trim_end_matches("_bytes").to_owned() + "_bytes",
+            Unit::Nanos => word + "_seconds",
+            Unit::Permille => word + "_ratio",
+            Unit::PerSecond => word + "_rate",
+            Unit::Count => word,
+        };
+        page.family(&format!("term_{family}"), Kind::Gauge, &format!("The term {name}."));
+        for term in of_name().filter(|term| term.unit == unit) {
+            let server = server_name(term.server);
+            let vm = term.vm.and_then(|id| stats.vms.iter().find(|(vm, ..)| *vm == id));
+            let vm = vm.map_or("", |(_, name, ..)| name);
+            let labels = [("server", server.as_str()), ("vm", vm)];
+            match unit {
+                Unit::Pages => page.sample(&labels, term.value.saturating_mul(4096)),
+                Unit::Nanos => page.sample(&labels, seconds(Nanos(term.value))),
+                Unit::Permille => page.sample(&labels, term.value as f64 / 1e3),
+                Unit::Bytes | Unit::Count | Unit::PerSecond => page.sample(&labels, term.value),
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The disk's controls on the running system: claims, groups, policy, and what is shown of them.
+
+use ballast::report::Stats;
+use ballast::session::{Ask, DiskClient, Session};
+use protocol::io::Policy;
+use protocol::link::{Request, Setting};
+use protocol::system::{IoChange, IoPolicy};
+use protocol::units::VmId;
+use tests::guest::Shell;
+use tests::runner::{Failure, Runner};
+
+const WEB1: VmId = VmId(0);
+
+fn text(error: impl std::fmt::Display) -> Failure {
+    error.to_string()
+}
+
+fn stats(session: &Session) -> Result<Stats, Failure> {
+    let mut lines = session.ask(Request::Stats).map_err(text)?;
+    lines.extend(session.ask(Request::Disks).map_err(text)?);
+    Ok(Stats::from_lines(&lines))
+}
+
+fn client(stats: &Stats, vm: VmId) -> Result<&DiskClient, Failure> {
+    let found = stats.disk_clients.iter().find(|client| client.vm == Some(vm));
+    found.ok_or_else(|| format!("VM {} has no row among the disk's clients", vm.0))
+}
+
+fn set(session: &Session, change: IoChange) -> Result<(), Failure> {
+    let setting = Setting::Io { disk: 0, change };
+    session.ask(Request::VmSet { vm: WEB1, setting }).map(drop).map_err(text)
+}
+
+fn limit(limit: u32) -> IoChange {
+    IoChange { limit: Some(limit), ..IoChange::default() }
+}
+
+/// Machine time that `web1` needs for so many single reads of 4 KiB from the disk itself, in milliseconds.
+fn timed_reads(session: &Session, web1: &mut Shell<'_>, count: u32) -> Result<u64, Failure> {
+    let before = stats(session)?.machine.uptime.0;
+    web1.expect(&format!("dd if=/dev/vda of=/dev/null bs=4k count={count} iflag=direct"))?;
+    Ok((stats(session)?.machine.uptime.0 - before) / 1_000_000)
+}
+
+/// Claims and policy change while guests run.
+pub fn claims(runner: &mut Runner, session: &Session, web1: &mut Shell<'_>) {
+    runner.case(
+        "system: a disk limit set while the guest runs holds, and is gone when taken",
+        || {
+            set(session, limit(50))?;
+            let slow = timed_reads(session, web1, 150)?;
+            let shown = stats(session)?;
+            let of_web1 = client(&shown, WEB1)?;
+            if of_web1.control.limit != Some(50) || of_web1.stats.lead.limit.is_none() {
+                return Err(format!("the limit is not shown: {of_web1:?}"));
+            }
+            set(session, limit(0))?;
+            let fast = timed_reads(session, web1, 150)?;
+            // 150 reads at 50 per second; the slack of a limit is 5 ms, and the shell reads files of its own.
+            if (2_950..4_500).contains(&slow) && fast < 1_000 {
+                return Ok(());
+            }
+            Err(format!("150 reads took {slow} ms at 50/s and {fast} ms without a limit"))
+        },
+    );
+    runner.case("system: an impossible disk claim is refused and nothing changes", || {
+        let change = IoChange { reservation: Some(60), limit: Some(50), ..IoChange::default() };
+        if set(session, change).is_ok() {
+            return Err("a reservation above the limit was taken".to_owned());
+        }
+        let unknown = Request::GroupSet {
+            group: protocol::system::Name::try_from("nobody").map_err(text)?,
+            change: limit(1),
+        };
+        if session.ask(unknown).is_ok() {
+            return Err("a group that is not there was changed".to_owned());
+        }
+        match client(&stats(session)?, WEB1)?.control.reservation {
+            0 => Ok(()),
+            other => Err(format!("the reservation is {other} now")),
+        }
+    });
+    runner.case("system: the disk's policy changes under load and requests go on", || {
+        for (policy, shown) in [
+            (IoPolicy::Sfq, Policy::Sfq),
+            (IoPolicy::RoundRobin, Policy::RoundRobin),
+            (IoPolicy::Mclock, Policy::MClock),
+        ] {
+            web1.start("dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct")?;
+            session.ask(Request::IoPolicy(policy)).map_err(text)?;
+            web1.finish(tests::guest::HANG)?;
+            let found = stats(session)?.disk.map(|disk| disk.policy);
+            if found != Some(shown) {
+                return Err(format!("the policy is {found:?}, not {shown:?}"));
+            }
+        }
+        Ok(())
+    });
+    runner.case("system: statistics are shown as tables and as OpenMetrics", || {
+        let stats = stats(session)?;
+        let (table, page) = (stats.top_disk(None), ballast::openmetrics::text(&stats));
+        let family = "ballast_vm_disk_requests_total{vm=\"web1\",disk=\"disk0\",op=\"read\"} ";
+        let is_whole = page.ends_with("# EOF\n") && page.contains(family);
+        if table.contains("web1/disk0") && table.contains("policy mclock") && is_whole {
+            return Ok(());
+        }
+        Err(format!("{table}\n{page}"))
+    });
+}
