@@ -25,6 +25,8 @@ use protocol::{
     units::Nanos,
 };
 
+pub mod fuzz;
+
 use crate::rng::Rng;
 
 /// Shared memory of the host: what a mapping is on the target.
