@@ -107,9 +107,9 @@ pub mod word {
     pub const CS_BASE: usize = 7;
     /// First of the 16 general registers in encoding order: rax rcx rdx rbx rsp rbp rsi rdi r8..r15.
     pub const GPR: usize = 8;
-    /// CR0; this and the following words only with [`super::control::DECODE_WORDS`].
+    /// CR0; this and the following words only with [`super::control::DECODE_WORDS`], but for CR3.
     pub const CR0: usize = 24;
-    /// CR3.
+    /// CR3: always written, as it names the space the code ran in.
     pub const CR3: usize = 25;
     /// CR4.
     pub const CR4: usize = 26;

@@ -631,11 +631,40 @@ mod tests {
         assert_eq!(lab.vcpu(2).gprs[4].get(), 5, "a refused write changes nothing");
         let words = [field::INTERCEPT_INSTRUCTIONS, 0, field::INTERCEPT_CR, 0];
         lab.ok(vcpu, Label::VCPUWriteState, &words, &[]);
-        use crate::arch::x86_64::svm::intercept::{FORCED_CR, FORCED_MISC1, FORCED_MISC2};
+        use crate::arch::x86_64::svm::intercept::{
+            FORCED_CR, FORCED_EXCEPTIONS, FORCED_MISC1, FORCED_MISC2,
+        };
         let vcpu = lab.vcpu(2);
         assert_eq!(vcpu.intercept_misc1.get(), FORCED_MISC1);
         assert_eq!(vcpu.vmcb.intercept_misc2.get(), FORCED_MISC2);
         assert_eq!(vcpu.vmcb.intercept_cr.get(), FORCED_CR);
+        assert_eq!(vcpu.vmcb.intercept_exceptions.get(), FORCED_EXCEPTIONS);
+    }
+
+    #[test]
+    fn exceptions_that_could_loop_are_delivered_by_the_kernel() {
+        let mut lab = Lab::new();
+        let debug = event::VALID | event::TYPE_EXCEPTION | 1;
+        let alignment = event::VALID | event::TYPE_EXCEPTION | event::ERROR_VALID | 17;
+        for (vector, wanted) in [(1, debug), (17, alignment)] {
+            lab.enter(0, 0x1000, 0, 0);
+            let before = lab.vcpu(0).exits.get();
+            lab.exit(0, exit::EXCEPTION + vector, 0);
+            assert_eq!(lab.vcpu(0).exits.get(), before + 1);
+            assert_eq!(lab.vcpu(0).vmcb.eventinj.get(), wanted);
+            lab.exit(0, exit::CPUID, 0);
+            assert_eq!(lab.world.initial.mr(3), exit::CPUID, "nothing was told before");
+        }
+    }
+
+    #[test]
+    fn exceptions_user_level_asked_for_are_its_own() {
+        let mut lab = Lab::new();
+        lab.vcpu(0).set_intercept_exceptions(1 << 1);
+        lab.enter(0, 0x1000, 0, 0);
+        lab.exit(0, exit::EXCEPTION + 1, 0);
+        assert_eq!(lab.world.initial.mr(3), exit::EXCEPTION + 1);
+        assert_eq!(lab.vcpu(0).vmcb.eventinj.get(), 0);
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct Vcpu {
     pub intercept_misc1: Cell<u32>,
     /// DR intercepts asked for.
     pub intercept_dr: Cell<u32>,
+    /// Exception intercepts asked for.
+    pub intercept_exceptions: Cell<u32>,
     _padding: [Cell<u64>; RESERVED_WORDS],
 }
 
@@ -78,6 +80,8 @@ const _: () = {
     assert!(Vcpu::OFFSET_FPU.is_multiple_of(64));
 };
 
+/// Vector of #AC, whose frame has an error code.
+const ALIGNMENT_CHECK: u64 = 17;
 /// DR0 to DR3 writes: intercepted until the guest's first one.
 const DEBUG_WRITES: u32 = 0xf << 16;
 /// Words of a message information that VMEnter returns with an exit.
@@ -114,6 +118,7 @@ impl Vcpu {
         self.fpu[3].set(0x1f80);
         self.xcr0.set(1);
         self.intercept_misc1.set(FORCED_MISC1);
+        self.set_intercept_exceptions(0);
         vmcb.intercept_dr.set(DEBUG_WRITES);
     }
 }
@@ -240,6 +245,25 @@ impl Vcpu {
         self.vmcb.intercept_dr.set(bits | forced);
     }
 
+    /// Takes the exception intercepts user level asks for.
+    pub fn set_intercept_exceptions(&self, bits: u32) {
+        self.intercept_exceptions.set(bits);
+        self.vmcb.intercept_exceptions.set(bits | intercept::FORCED_EXCEPTIONS);
+    }
+
+    /// Delivers an exception that only the kernel intercepts. What it interrupted, if anything, was a fault (no interrupt
+    /// or NMI is delivered where these can arise) and comes again when its instruction runs again.
+    #[cold]
+    fn reflect(&self, code: u64) {
+        let vector = code - exit::EXCEPTION;
+        let error = if vector == ALIGNMENT_CHECK {
+            event::ERROR_VALID | self.vmcb.exitinfo1.get() << event::ERROR_SHIFT
+        } else {
+            0
+        };
+        self.vmcb.eventinj.set(event::VALID | event::TYPE_EXCEPTION | vector | error);
+    }
+
     /// Deals with the exits that are the kernel's own.
     #[inline(always)]
     pub fn classify(&self) -> Exit {
@@ -255,6 +279,10 @@ impl Vcpu {
             exit::INTR | exit::NMI | exit::SMI | exit::INIT => Exit::Again,
             0x30..=0x33 if self.intercept_dr.get() >> (code - 0x20) & 1 == 0 => {
                 self.own_debug_registers();
+                Exit::Again
+            }
+            0x41 | 0x51 if self.intercept_exceptions.get() >> (code - exit::EXCEPTION) & 1 == 0 => {
+                self.reflect(code);
                 Exit::Again
             }
             exit::VINTR => {
@@ -330,6 +358,7 @@ impl Vcpu {
             put(word::EXITINFO2, vmcb.exitinfo2.get());
             put(word::RFLAGS, vmcb.rflags.get());
             put(word::CS_BASE, vmcb.segments[CS].base.get());
+            put(word::CR3, vmcb.cr3.get());
             put(word::GPR, self.gprs[0].get());
             put(word::GPR + 1, self.gprs[1].get());
             put(word::GPR + 2, self.gprs[2].get());
@@ -369,7 +398,6 @@ impl Vcpu {
         let segments = &vmcb.segments;
         let values = [
             (word::CR0, vmcb.cr0.get()),
-            (word::CR3, vmcb.cr3.get()),
             (word::CR4, vmcb.cr4.get()),
             (word::EFER, vmcb.efer.get() & !crate::arch::x86_64::svm::vmcb::EFER_SVME),
             (word::CS, segments[CS].descriptor.get()),

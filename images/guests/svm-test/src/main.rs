@@ -533,6 +533,18 @@ fn test_faults(vm: &mut Vm) {
     check("delivered again", vm.enter() == Return::Exit(exit::HLT));
     expect("... with its error code", guest_read(RESULTS), 7);
 
+    set_gate(1);
+    vm.load(Guest::Step);
+    with_registers(vm, &[(3, 0), (12, 0)]);
+    check("a step is the guest's own", vm.enter() == Return::Exit(exit::HLT));
+    expect("... one exception", mr(word::GPR + 12), 1);
+    expect("... after one instruction", mr(word::GPR + 13), 1);
+    expect("... and the rest ran", mr(word::GPR + 3), 2);
+    vm.load(Guest::Step);
+    ok("intercept #DB", vm.write(&[(field::INTERCEPT_EXCEPTIONS, 1 << 1)]));
+    check("#DB exits when asked for", vm.enter() == Return::Exit(exit::EXCEPTION + 1));
+    ok("no intercept", vm.write(&[(field::INTERCEPT_EXCEPTIONS, 0)]));
+
     set_gate(0x40);
     vm.load(Guest::Shadow);
     ok("stack in a hole", vm.write(&[(field::RSP, 0x80_1000), (field::RFLAGS, 0x202)]));

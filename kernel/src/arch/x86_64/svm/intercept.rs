@@ -25,6 +25,10 @@ pub const FORCED_MISC1: u32 = 1
 /// Exit codes 80h..: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, WBINVD, MONITOR, MWAIT (both), XSETBV.
 pub const FORCED_MISC2: u32 = 0x7f | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13;
 
+/// #DB and #AC: one that its own delivery raises again would keep the processor in microcode for ever, deaf to interrupts
+/// (CVE-2015-8104, CVE-2015-5307). The kernel delivers them itself, an exit each time.
+pub const FORCED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17;
+
 /// Exit codes user level may add: RDTSC.. IRET, SWINT, PAUSE, INVLPG, task switch, descriptor table accesses; not VINTR (its
 /// own control bit), SMI or RSM (system management stays below the kernel), nor bits the processor does not define.
 pub const OPTIONAL_MISC1: u32 = FORCED_MISC1

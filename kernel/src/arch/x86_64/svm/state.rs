@@ -67,7 +67,7 @@ pub fn read(vcpu: Ref<Vcpu>, id: u64) -> Option<u64> {
         field::G_PAT => vmcb.g_pat.get(),
         field::TSC_OFFSET => vmcb.tsc_offset.get(),
         field::TSC_AUX => vcpu.tsc_aux.get(),
-        field::INTERCEPT_EXCEPTIONS => u64::from(vmcb.intercept_exceptions.get()),
+        field::INTERCEPT_EXCEPTIONS => u64::from(vcpu.intercept_exceptions.get()),
         field::INTERCEPT_CR => u64::from(vmcb.intercept_cr.get()),
         field::INTERCEPT_DR => u64::from(vcpu.intercept_dr.get()),
         field::INTERCEPT_INSTRUCTIONS => {
@@ -153,7 +153,7 @@ pub fn write(vcpu: Ref<Vcpu>, id: u64, value: u64) {
         field::G_PAT => vmcb.g_pat.set(value),
         field::TSC_OFFSET => vmcb.tsc_offset.set(value),
         field::TSC_AUX => vcpu.tsc_aux.set(value),
-        field::INTERCEPT_EXCEPTIONS => vmcb.intercept_exceptions.set(value as u32),
+        field::INTERCEPT_EXCEPTIONS => vcpu.set_intercept_exceptions(value as u32),
         field::INTERCEPT_CR => vmcb.intercept_cr.set(value as u32 | intercept::FORCED_CR),
         field::INTERCEPT_DR => vcpu.set_intercept_dr(value as u32),
         field::INTERCEPT_INSTRUCTIONS => {
