@@ -126,6 +126,17 @@ pub trait GuestMemory {
         Ok(())
     }
 
+    /// Reads a byte.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestMemory::read`].
+    fn read_u8(&self, gpa: u64) -> Result<u8, OutOfRam> {
+        let mut byte = [0];
+        self.read(gpa, &mut byte)?;
+        Ok(byte[0])
+    }
+
     /// Reads a little-endian 16-bit word.
     ///
     /// # Errors

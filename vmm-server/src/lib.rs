@@ -17,6 +17,7 @@ pub mod emulate;
 pub mod fuzz;
 pub mod guest_memory;
 mod io;
+mod length;
 mod mmio;
 #[cfg(any(test, feature = "model"))]
 pub mod model;

@@ -116,7 +116,7 @@ fn mode_of(frame: &Frame, words: &impl Words) -> Mode {
 }
 
 /// Reads up to 15 instruction bytes at `linear`; how many there are.
-fn read_code<M: GuestMemory>(
+pub(crate) fn read_code<M: GuestMemory>(
     memory: &mut M,
     paging: &Paging,
     linear: u64,
@@ -169,26 +169,6 @@ impl Vmm {
         self.decoded.mode = mode;
         self.decoded.instruction = Some(instruction);
         Ok((instruction, paging))
-    }
-
-    /// One byte of code, by reading the state that an exit without decode words does not bring.
-    pub(crate) fn fetch_byte<M: GuestMemory>(
-        &mut self,
-        rip: u64,
-        memory: &mut M,
-        host: &mut impl Host,
-    ) -> Option<u8> {
-        let paging = Paging {
-            cr0: host.read_state(field::CR0),
-            cr3: host.read_state(field::CR3),
-            cr4: host.read_state(field::CR4),
-            efer: host.read_state(field::EFER),
-        };
-        let linear = host.read_state(field::CS + 1).wrapping_add(rip);
-        let gpa = translate(memory, &paging, linear, Access::Fetch).ok()?;
-        let mut byte = [0];
-        memory.read(gpa, &mut byte).ok()?;
-        Some(byte[0])
     }
 
     /// Executes the instruction at RIP, whose access to `gpa` hardware could not finish.
@@ -257,13 +237,9 @@ impl Vmm {
         memory: &mut M,
         host: &mut H,
     ) -> Resume {
-        let mut bytes = [0u8; 6];
-        for (index, byte) in (0..).zip(bytes.iter_mut()) {
-            match self.fetch_byte(frame.rip.wrapping_add(index), memory, host) {
-                Some(value) => *byte = value,
-                None if index >= 4 => break,
-                None => return unsupported(Unsupported::Exit),
-            }
+        let mut bytes = [0; 16];
+        if self.code_at(frame, words, memory, host, &mut bytes) < 3 {
+            return unsupported(Unsupported::Exit);
         }
         // Prefixes, 0F 22 /r: REX.B extends the register.
         let Some(opcode) = bytes.windows(2).position(|pair| pair == [0x0f, 0x22]) else {

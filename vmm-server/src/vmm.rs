@@ -17,6 +17,7 @@ use crate::device::rtc::Rtc;
 use crate::device::uart::Uart;
 use crate::emulate::decode::{Instruction, Mode};
 use crate::guest_memory::GuestMemory;
+use crate::length::CodePage;
 use crate::msr::KvmClock;
 use crate::pci::{BAR_BYTES, ConfigMechanism, ConfigSpace, HOST_BRIDGE, Msi, Msis, WINDOW_START};
 use crate::time::{Ticks, TimeBase};
@@ -40,6 +41,8 @@ const RAX: usize = word::GPR;
 const RCX: usize = word::GPR + 1;
 const RDX: usize = word::GPR + 2;
 const RBX: usize = word::GPR + 3;
+/// First byte and length of 0F xx.
+const TWO_BYTES: (u8, u64) = (0x0f, 2);
 const CR4_OSXSAVE: u64 = 1 << 18;
 
 /// The words of an exit, in the thread's IPC buffer.
@@ -180,6 +183,8 @@ pub struct Vmm {
     /// The pending interrupt may have changed.
     pub(crate) irq_changed: bool,
     pub(crate) decoded: DecodeCache,
+    /// Where the last intercepted instruction without operands was found.
+    pub(crate) code: CodePage,
     pub(crate) ioapic: IoApic,
     pub(crate) pic: Pic,
     pub(crate) pit: Pit,
@@ -216,6 +221,7 @@ impl Vmm {
             clock: KvmClock::new(),
             irq_changed: true,
             decoded: DecodeCache { bytes: [0; 16], mode: Mode::Bits16, instruction: None },
+            code: CodePage::new(),
             ioapic: IoApic::new(),
             pic: Pic::new(),
             pit: Pit::new(),
@@ -323,29 +329,31 @@ impl Vmm {
         host: &mut H,
     ) -> Resume {
         match frame.code {
-            exit::CPUID => self.exit_cpuid(frame, words, host),
+            exit::CPUID => self.exit_cpuid(frame, words, memory, host),
             exit::MSR => self.exit_msr(frame, words, memory, host),
             exit::IOIO => self.exit_io(frame, words, memory, host),
             exit::NPF => self.exit_npf(frame, words, memory, host),
             exit::HLT => {
                 self.count(VmmCounter::ExitHlt, 1);
-                self.advance_rip(frame, 1);
+                self.step_over(frame, words, memory, host, (0xf4, 1));
                 self.halted = true;
                 Resume::Halt
             }
-            exit::VMMCALL => self.exit_vmmcall(frame, words),
+            exit::VMMCALL => self.exit_vmmcall(frame, words, memory, host),
             _ => self.exit_other(frame, words, memory, host),
         }
     }
 
     #[inline]
-    fn exit_cpuid(
+    fn exit_cpuid<M: GuestMemory>(
         &mut self,
         frame: &mut Frame,
         words: &mut impl Words,
+        memory: &mut M,
         host: &mut impl Host,
     ) -> Resume {
         self.count(VmmCounter::ExitCpuid, 1);
+        self.step_over(frame, words, memory, host, TWO_BYTES);
         let (leaf, subleaf) = (words.get(RAX) as u32, words.get(RCX) as u32);
         let answer = if matches!(leaf, 1 | 0xd) {
             let has_osxsave = host.read_state(field::CR4) & CR4_OSXSAVE != 0;
@@ -357,7 +365,6 @@ impl Vmm {
         words.set(RBX, u64::from(answer[1]));
         words.set(RCX, u64::from(answer[2]));
         words.set(RDX, u64::from(answer[3]));
-        self.advance_rip(frame, 2);
         frame.control |= 0xf << control::GPR_SHIFT;
         Resume::Enter
     }
@@ -377,21 +384,27 @@ impl Vmm {
             if self.write_msr(msr, value, memory, host).is_err() {
                 return general_protection(frame);
             }
-            self.advance_rip(frame, 2);
+            self.step_over(frame, words, memory, host, TWO_BYTES);
             return match self.stop.take() {
                 Some(stop) => Resume::Stop(stop),
                 None => Resume::Enter,
             };
         }
         let Ok(value) = self.read_msr(msr, host) else { return general_protection(frame) };
+        self.step_over(frame, words, memory, host, TWO_BYTES);
         words.set(RAX, value & 0xffff_ffff);
         words.set(RDX, value >> 32);
-        self.advance_rip(frame, 2);
         frame.control |= 0b101 << control::GPR_SHIFT;
         Resume::Enter
     }
 
-    fn exit_vmmcall(&mut self, frame: &mut Frame, words: &mut impl Words) -> Resume {
+    fn exit_vmmcall<M: GuestMemory>(
+        &mut self,
+        frame: &mut Frame,
+        words: &mut impl Words,
+        memory: &mut M,
+        host: &mut impl Host,
+    ) -> Resume {
         self.count(VmmCounter::ExitVmmcall, 1);
         // KVM's numbers: 1 polls for an interrupt (a no-op here), 5 wakes a processor (there is one).
         const EPERM: i64 = -1;
@@ -401,8 +414,8 @@ impl Vmm {
             1 | 5 => 0,
             _ => ENOSYS,
         };
+        self.step_over(frame, words, memory, host, (0x0f, 3));
         words.set(RAX, result as u64);
-        self.advance_rip(frame, 3);
         frame.control |= 1 << control::GPR_SHIFT;
         Resume::Enter
     }
@@ -455,7 +468,8 @@ impl Vmm {
             exit::VINTR | exit::PAUSE => {
                 // Only the order of things matters: the interrupt is presented again at entry.
                 if frame.code == exit::PAUSE {
-                    self.advance_rip(frame, 2);
+                    // F3 90, and F3 counts as one of its prefixes.
+                    self.step_over(frame, words, memory, host, (0x90, 1));
                 }
                 Resume::Enter
             }
@@ -465,10 +479,10 @@ impl Vmm {
                 Resume::Enter
             }
             exit::WBINVD | exit::INVD => {
-                self.advance_rip(frame, 2);
+                self.step_over(frame, words, memory, host, TWO_BYTES);
                 Resume::Enter
             }
-            exit::XSETBV => self.exit_xsetbv(frame, words, host),
+            exit::XSETBV => self.exit_xsetbv(frame, words, memory, host),
             exit::RDPMC => general_protection(frame),
             exit::MONITOR
             | exit::MWAIT
@@ -483,10 +497,11 @@ impl Vmm {
         }
     }
 
-    fn exit_xsetbv(
+    fn exit_xsetbv<M: GuestMemory>(
         &mut self,
         frame: &mut Frame,
         words: &mut impl Words,
+        memory: &mut M,
         host: &mut impl Host,
     ) -> Resume {
         let value = words.get(RAX) & 0xffff_ffff | words.get(RDX) << 32;
@@ -497,7 +512,7 @@ impl Vmm {
         if !is_accepted || !host.write_state(field::XCR0, value) {
             return general_protection(frame);
         }
-        self.advance_rip(frame, 3);
+        self.step_over(frame, words, memory, host, (0x0f, 3));
         Resume::Enter
     }
 

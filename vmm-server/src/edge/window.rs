@@ -66,6 +66,11 @@ impl GuestMemory for Window {
         Ok(())
     }
 
+    #[inline(always)]
+    fn read_u8(&self, gpa: u64) -> Result<u8, OutOfRam> {
+        self.load(gpa)
+    }
+
     #[inline]
     fn read_u16(&self, gpa: u64) -> Result<u16, OutOfRam> {
         self.load(gpa)

@@ -264,3 +264,44 @@ fn an_nmi_blocks_the_next_until_iret() {
     b.vmm.prepare(&mut b.frame);
     assert_eq!(b.frame.event & event::VECTOR, 2);
 }
+
+/// Runs `code` at RIP, which exits with `code` as exit; how far RIP moved.
+fn stepped(bench: &mut Bench, code: &[u8], exit_code: u64) -> u64 {
+    bench.frame.rip = CODE;
+    bench.memory.write(CODE, code).unwrap();
+    bench.exit(exit_code);
+    bench.frame.rip - CODE
+}
+
+#[test]
+fn prefixes_count_as_part_of_an_intercepted_instruction() {
+    let mut bench = Bench::new();
+    for (code, exit_code) in [
+        (&[0x66, 0x0f, 0xa2][..], exit::CPUID),
+        (&[0x0f, 0xa2], exit::CPUID),
+        (&[0xf3, 0x2e, 0x48, 0x0f, 0xa2], exit::CPUID),
+        (&[0x66, 0x0f, 0x01, 0xd9], exit::VMMCALL),
+        (&[0x2e, 0xf4], exit::HLT),
+        (&[0xf4], exit::HLT),
+        (&[0xf3, 0x90], exit::PAUSE),
+        (&[0x66, 0xf3, 0x90], exit::PAUSE),
+        (&[0x40, 0x0f, 0x09], exit::WBINVD),
+    ] {
+        assert_eq!(stepped(&mut bench, code, exit_code), code.len() as u64, "{code:02x?}");
+    }
+    // REX stands directly before the opcode; outside 64-bit code it is another instruction.
+    bench.frame.control &= !control::LONG;
+    assert_eq!(stepped(&mut bench, &[0x66, 0x0f, 0xa2], exit::CPUID), 3);
+}
+
+#[test]
+fn code_that_cannot_be_read_is_taken_for_the_shortest_form() {
+    let mut bench = Bench::new();
+    bench.frame.rip = 0x7000_0000;
+    assert_eq!(bench.exit(exit::CPUID), Resume::Enter);
+    assert_eq!(bench.frame.rip, 0x7000_0002);
+    // The page changes below a known translation: the bytes are looked at each time.
+    assert_eq!(stepped(&mut bench, &[0x0f, 0xa2], exit::CPUID), 2);
+    assert_eq!(stepped(&mut bench, &[0x66, 0x0f, 0xa2], exit::CPUID), 3);
+    assert_eq!(stepped(&mut bench, &[0x0f, 0xa2], exit::CPUID), 2);
+}
