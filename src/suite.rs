@@ -49,6 +49,7 @@ const PARTS: [Part; 5] = [
             "iso",
             "determinism",
             "bochs",
+            "isolation",
             "system",
             "drills",
         ],

@@ -5,6 +5,7 @@ mod bochs;
 mod command;
 mod disk;
 mod overcommit;
+mod isolation;
 mod root_task;
 mod system;
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     command::run(&mut runner);
     root_task::run(&mut runner);
     bochs::run(&mut runner);
+    isolation::run(&mut runner);
     system::run(&mut runner);
     overcommit::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

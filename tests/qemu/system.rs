@@ -18,15 +18,18 @@ const WEB2: VmId = VmId(1);
 /// What Linux says on any machine like ours: each line with its reason in `docs/testing.md`.
 const DMESG_ALLOWED: [&str; 1] = ["Speculative Return Stack Overflow"];
 
-fn text(error: impl std::fmt::Display) -> Failure {
+pub fn text(error: impl std::fmt::Display) -> Failure {
     error.to_string()
 }
 
-fn start() -> Result<Arc<Session>, Failure> {
-    let path = Path::new(ballast::WORKSPACE).join("images/systems/two-linux.toml");
+/// Boots `file` of `images/systems`; what its guests write is discarded.
+pub fn start(file: &str) -> Result<Arc<Session>, Failure> {
+    let path = Path::new(ballast::WORKSPACE).join("images/systems").join(file);
     let mut config = Config::load(&path).map_err(text)?;
     // A folder of its own: the user's disk of this system stays as it is.
-    config.system.name = protocol::system::Name::try_from("test").map_err(text)?;
+    config.system.name =
+        protocol::system::Name::try_from(format!("test-{}", config.system.name.as_str()).as_str())
+            .map_err(text)?;
     let image = image::build(&config, Disk::Fresh).map_err(text)?;
     let folder = run_folder(&format!("test-system-{}", std::process::id())).map_err(text)?;
     let options = Options { writes: Writes::Discard, clock: Clock::Patient, ..Options::default() };
@@ -34,7 +37,7 @@ fn start() -> Result<Arc<Session>, Failure> {
     Session::start(machine, &folder).map_err(text)
 }
 
-fn stats(session: &Session) -> Result<Stats, Failure> {
+pub fn stats(session: &Session) -> Result<Stats, Failure> {
     session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines)).map_err(text)
 }
 
@@ -45,7 +48,7 @@ fn state(session: &Session, vm: VmId) -> Result<VmState, Failure> {
 }
 
 /// Waits until the last the target said of `vm` is that it is `wanted`.
-fn wait_state(session: &Session, vm: VmId, wanted: VmState) -> Result<(), Failure> {
+pub fn wait_state(session: &Session, vm: VmId, wanted: VmState) -> Result<(), Failure> {
     let what = format!("VM {} {wanted:?}", vm.0);
     let waited = session.wait(&what, HANG, |heard| {
         let last = heard.events.iter().rev().find_map(|(_, event)| match event {
@@ -57,7 +60,11 @@ fn wait_state(session: &Session, vm: VmId, wanted: VmState) -> Result<(), Failur
     waited.map_err(text)
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Result<(), Failure> {
+pub fn same<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    found: T,
+    wanted: T,
+) -> Result<(), Failure> {
     if found == wanted {
         return Ok(());
     }
@@ -72,7 +79,7 @@ pub fn run(runner: &mut Runner) {
     }
     let mut started = None;
     let booted = runner.case("system: the root-task greets", || {
-        let session = start()?;
+        let session = start("two-linux.toml")?;
         let greeting = session.wait("greeting", HANG, |heard| heard.hello.clone());
         started = Some(session);
         greeting.map(drop).map_err(text)

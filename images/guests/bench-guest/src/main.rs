@@ -15,6 +15,7 @@ use core::ptr::{read_volatile, write_volatile};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
+global_asm!(include_str!("timer.s"), options(att_syntax));
 
 /// Operations averaged per figure.
 const ROUNDS: u64 = 300;

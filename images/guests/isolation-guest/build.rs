@@ -1,0 +1,7 @@
+//! Links the guest at 1 MiB, where a PVH loader puts it.
+
+include!("../../../runtime/link.rs");
+
+fn main() {
+    link("../bench-guest/guest.ld", &[]);
+}
