@@ -305,6 +305,8 @@ pub mod field {
     pub const XCR0: u64 = 29;
     /// CPL.
     pub const CPL: u64 = 30;
+    /// XMM0: low half; `+ 1` is the high half, `+ 2` XMM1 and so on up to XMM15.
+    pub const XMM: u64 = 96;
     /// First segment field: `SEGMENT + 2 * n` is selector, attributes << 16, limit << 32 (VMCB form:
     /// attribute bits 7:0 = descriptor bits 47:40, 11:8 = 55:52); `+ 1` is the base. n in the order
     /// of the VMCB: ES 0, CS 1, SS 2, DS 3, FS 4, GS 5, GDTR 6, LDTR 7, IDTR 8, TR 9.

@@ -64,7 +64,7 @@ pub enum Refusal {
     NotMemory = 1,
     /// No frame can be found even by swapping. The vmm-server waits for [`crate::slots::notify::MEM`] and tries again.
     NoMemory = 2,
-    /// The page was swapped out and the disk does not give it back. Inject a machine check.
+    /// The page was swapped out and the disk does not give it back. The vmm-server stops the VM with a report.
     Lost = 3,
     /// Malformed words.
     BadRequest = 4,

@@ -108,6 +108,7 @@ pub fn run(runner: &mut Runner) {
             said.contains("QUIET holds").then(|| said.replace('\r', ""))
         })?;
         same("prefixes", said.contains("QUIET prefixes true\n"), true)?;
+        same("SSE on devices", said.contains("QUIET vectors true\n"), true)?;
         free_before = Some(free);
         Ok(())
     });

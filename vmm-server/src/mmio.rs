@@ -3,11 +3,12 @@
 use crate::emulate::decode::{
     self, DecodeError, Instruction, LENGTH_MAX, Mode, Operation, Segment,
 };
-use crate::emulate::execute::{Bus, Registers, execute, mask};
+use crate::emulate::execute::{Bus, Registers, execute, load_vector, mask, store_vector};
 use crate::emulate::walk::{Access, Paging, WalkError, translate};
 use crate::guest_memory::GuestMemory;
 use crate::vmm::{
-    Frame, Host, Resume, Unsupported, Vmm, Words, general_protection, inject, unsupported,
+    DecodeCache, Frame, Host, Resume, Unsupported, Vmm, Words, general_protection, inject,
+    unsupported,
 };
 use abi::vcpu::{control, field, word};
 
@@ -163,12 +164,9 @@ impl Vmm {
         {
             return Ok((instruction, paging));
         }
-        let instruction =
-            decode::decode(bytes.get(..count).unwrap_or(&[]), mode).map_err(FetchError::Decode)?;
-        self.decoded.bytes = bytes;
-        self.decoded.mode = mode;
-        self.decoded.instruction = Some(instruction);
-        Ok((instruction, paging))
+        let decoded = decode::decode(bytes.get(..count).unwrap_or(&[]), mode);
+        self.decoded = DecodeCache { bytes, mode, instruction: decoded.ok() };
+        decoded.map(|instruction| (instruction, paging)).map_err(FetchError::Decode)
     }
 
     /// Executes the instruction at RIP, whose access to `gpa` hardware could not finish.
@@ -188,6 +186,21 @@ impl Vmm {
             }
             Err(_) => return unsupported(Unsupported::Fetch { gpa }),
         };
+        if let Operation::VectorLoad(number, lane) | Operation::VectorStore(number, lane) =
+            instruction.operation
+        {
+            let field = field::XMM + 2 * u64::from(number);
+            let value = [host.read_state(field), host.read_state(field + 1)];
+            let mut bus = MachineBus { vmm: self, memory, host };
+            if matches!(instruction.operation, Operation::VectorStore(..)) {
+                store_vector(&mut bus, gpa, instruction.size, lane, value);
+            } else {
+                let new = load_vector(&mut bus, gpa, instruction.size, lane, value);
+                host.write_state(field, new[0]);
+                host.write_state(field + 1, new[1]);
+            }
+            return self.after_access(frame, &instruction);
+        }
         let mut registers = load_registers(words);
         let mut other = 0;
         match instruction.operation {
@@ -221,12 +234,19 @@ impl Vmm {
         let is_finished = execute(&instruction, &mut registers, &mut bus, gpa, other, is_write);
         store_registers(frame, words, &registers);
         if is_finished {
-            self.advance_rip(frame, u64::from(instruction.length));
+            return self.after_access(frame, &instruction);
         }
-        match self.stop.take() {
-            Some(stop) => Resume::Stop(stop),
-            None => Resume::Enter,
-        }
+        self.stop.take().map_or(Resume::Enter, Resume::Stop)
+    }
+
+    fn after_access(&mut self, frame: &mut Frame, instruction: &Instruction) -> Resume {
+        self.advance_rip(frame, u64::from(instruction.length));
+        self.stop.take().map_or(Resume::Enter, Resume::Stop)
+    }
+
+    /// Bytes of the last instruction that was looked at.
+    pub fn instruction_bytes(&self) -> &[u8; 16] {
+        &self.decoded.bytes
     }
 
     /// MOV to CR8: the register is in the instruction.

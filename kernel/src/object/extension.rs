@@ -127,6 +127,9 @@ impl<H: Hw> Kernel<H> {
             return Err(Failure::Range(0, STATE_READ_MAX as u64));
         }
         self.stall_vcpu(vcpu);
+        if (0..count).any(|number| state::is_floating(args.word(number))) {
+            self.hw.release_guest(vcpu);
+        }
         // Results replace the ids they were read for, so one pass checks and a second answers.
         for number in 0..count {
             if state::read(vcpu, args.word(number)).is_none() {
@@ -156,6 +159,9 @@ impl<H: Hw> Kernel<H> {
         for number in (0..count).step_by(2) {
             let (id, value) = (args.word(number), args.word(number + 1));
             self.check_pair(number, id, value)?;
+            if state::is_floating(id) {
+                self.hw.release_guest(vcpu);
+            }
             state::write(vcpu, id, value);
         }
         Ok(0)

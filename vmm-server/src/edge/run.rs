@@ -271,7 +271,15 @@ impl Runner {
 
     fn refused(&self, gpa: u64, refusal: u64) -> VmEvent {
         let mut what = Text::new();
-        let _ = write!(what, "no memory for guest address {gpa:#x} (refusal {refusal})");
+        let _ = match Refusal::from_label(refusal) {
+            Some(Refusal::Lost) => {
+                write!(
+                    what,
+                    "the page at {gpa:#x} was swapped out and the disk does not give it back"
+                )
+            }
+            _ => write!(what, "the mem-server refuses guest address {gpa:#x} (refusal {refusal})"),
+        };
         VmEvent::Unsupported { rip: self.frame.rip, exit: self.frame.code, what }
     }
 
@@ -285,7 +293,8 @@ impl Runner {
             Stop::InvalidState => write!(what, "the processor refused the guest's state"),
             Stop::Unsupported(Unsupported::Exit) => write!(what, "exit without handler"),
             Stop::Unsupported(Unsupported::Instruction { opcode, gpa }) => {
-                write!(what, "opcode {opcode:#x} on device address {gpa:#x}")
+                let bytes = self.vmm.instruction_bytes();
+                write!(what, "opcode {opcode:#x} on device address {gpa:#x}, code {bytes:02x?}")
             }
             Stop::Unsupported(Unsupported::Fetch { gpa }) => {
                 write!(what, "unreadable instruction on device address {gpa:#x}")

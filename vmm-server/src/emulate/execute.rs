@@ -1,6 +1,6 @@
 //! Executes a decoded instruction on registers and a bus.
 
-use super::decode::{Alu, Bit, Instruction, Operation, Register, Source};
+use super::decode::{Alu, Bit, Instruction, Lane, Operation, Register, Source};
 
 /// RFLAGS bits that arithmetic changes.
 pub mod flags {
@@ -82,7 +82,7 @@ pub const fn mask(size: u8) -> u64 {
 /// or destination, whichever is not `gpa`), and `is_write` tells which side `gpa` is.
 ///
 /// String instructions do one element and adjust their registers; the caller repeats. Returns whether the
-/// instruction is finished (RIP moves on). INS and OUTS are not handled here.
+/// instruction is finished (RIP moves on). INS, OUTS and moves of SSE registers are not handled here.
 pub fn execute(
     instruction: &Instruction,
     registers: &mut Registers,
@@ -181,6 +181,23 @@ pub fn execute(
                 registers.set(accumulator, size, right);
             }
         }
+        Operation::LoadSwapped(register) => {
+            let value = swap(bus.read(gpa, size), size);
+            registers.set(register, size, value);
+        }
+        Operation::StoreSwapped(register) => {
+            bus.write(gpa, size, swap(registers.get(register, size), size));
+        }
+        Operation::ConditionalLoad(register, condition) => {
+            // Memory is read whatever the condition says, and a 32-bit result clears the upper half in any case.
+            let value = bus.read(gpa, size);
+            let is_met = is_met(condition, registers.flags);
+            let value = if is_met { value } else { registers.get(register, size) };
+            registers.set(register, size, value);
+        }
+        Operation::StoreCondition(condition) => {
+            bus.write(gpa, 1, u64::from(is_met(condition, registers.flags)));
+        }
         Operation::StoreString => {
             bus.write(gpa, size, registers.general[0] & mask(size));
             advance(registers, 7, instruction);
@@ -200,9 +217,54 @@ pub fn execute(
             advance(registers, 7, instruction);
             return repeat_done(registers, instruction);
         }
-        Operation::InputString | Operation::OutputString => return false,
+        Operation::InputString
+        | Operation::OutputString
+        | Operation::VectorLoad(..)
+        | Operation::VectorStore(..) => return false,
     }
     true
+}
+
+/// Moves an SSE register of halves `old` from memory; what it holds then.
+pub fn load_vector(bus: &mut impl Bus, gpa: u64, size: u8, lane: Lane, old: [u64; 2]) -> [u64; 2] {
+    let low = bus.read(gpa, size.min(8)) & mask(size);
+    match lane {
+        Lane::Whole if size == 16 => [low, bus.read(gpa.wrapping_add(8), 8)],
+        Lane::Whole => [low, 0],
+        Lane::Low => [low, old[1]],
+        Lane::High => [old[0], low],
+    }
+}
+
+/// Moves an SSE register of halves `value` to memory.
+pub fn store_vector(bus: &mut impl Bus, gpa: u64, size: u8, lane: Lane, value: [u64; 2]) {
+    let first = if lane == Lane::High { value[1] } else { value[0] };
+    bus.write(gpa, size.min(8), first & mask(size));
+    if size == 16 {
+        bus.write(gpa.wrapping_add(8), 8, value[1]);
+    }
+}
+
+/// Whether condition `number` of Jcc, SETcc and CMOVcc holds.
+fn is_met(number: u8, flags: u64) -> bool {
+    let is_set = |bit: u64| flags & bit != 0;
+    let is_less = is_set(flags::SF) != is_set(flags::OF);
+    let holds = match number >> 1 {
+        0 => is_set(flags::OF),
+        1 => is_set(flags::CF),
+        2 => is_set(flags::ZF),
+        3 => is_set(flags::CF) || is_set(flags::ZF),
+        4 => is_set(flags::SF),
+        5 => is_set(flags::PF),
+        6 => is_less,
+        _ => is_less || is_set(flags::ZF),
+    };
+    holds != (number & 1 != 0)
+}
+
+/// The low `size` bytes of `value` in reverse order.
+fn swap(value: u64, size: u8) -> u64 {
+    value.swap_bytes() >> (64 - 8 * u32::from(size))
 }
 
 /// Moves RSI (6) or RDI (7) by one element in the direction the flag says.
@@ -369,6 +431,45 @@ mod tests {
         }
         assert_eq!(arithmetic(Alu::Adc, u64::MAX, 0, flags::CF, 8).0, 0);
         assert_eq!(arithmetic(Alu::Sbb, 0, 0, flags::CF, 8).1 & flags::CF, flags::CF);
+    }
+
+    #[test]
+    fn swapped_and_conditional_moves() {
+        let mut cell = Cell { value: 0x8877_6655_4433_2211, ..Cell::default() };
+        let mut r = Registers { general: [u64::MAX; 16], ..Registers::default() };
+        run(&[0x0f, 0x38, 0xf0, 0x03], &mut r, &mut cell);
+        assert_eq!(r.general[0], 0x1122_3344);
+        run(&[0x66, 0x0f, 0x38, 0xf0, 0x0b], &mut r, &mut cell);
+        assert_eq!(r.general[1], 0xffff_ffff_ffff_1122);
+        run(&[0x48, 0x0f, 0x38, 0xf1, 0x03], &mut r, &mut cell);
+        assert_eq!(cell.value, 0x4433_2211_0000_0000);
+        // CMOVE and CMOVNE with ZF clear: the first only clears the upper half.
+        run(&[0x0f, 0x44, 0x13], &mut r, &mut cell);
+        assert_eq!(r.general[2], 0xffff_ffff);
+        run(&[0x48, 0x0f, 0x45, 0x13], &mut r, &mut cell);
+        assert_eq!(r.general[2], 0x4433_2211_0000_0000);
+        r.flags = flags::SF;
+        run(&[0x0f, 0x9c, 0x03], &mut r, &mut cell);
+        assert_eq!(cell.writes.last(), Some(&(0x100, 1, 1)), "less: SF and OF differ");
+        run(&[0x0f, 0x9d, 0x03], &mut r, &mut cell);
+        assert_eq!(cell.writes.last(), Some(&(0x100, 1, 0)));
+    }
+
+    #[test]
+    fn vectors_move_in_halves() {
+        let mut cell = Cell { value: 0x8877_6655_4433_2211, ..Cell::default() };
+        let old = [1, 2];
+        let all = cell.value;
+        assert_eq!(load_vector(&mut cell, 0, 16, Lane::Whole, old), [all, all]);
+        assert_eq!(load_vector(&mut cell, 0, 8, Lane::Whole, old), [all, 0]);
+        assert_eq!(load_vector(&mut cell, 0, 4, Lane::Whole, old), [0x4433_2211, 0]);
+        assert_eq!(load_vector(&mut cell, 0, 8, Lane::Low, old), [all, 2]);
+        assert_eq!(load_vector(&mut cell, 0, 8, Lane::High, old), [1, all]);
+        store_vector(&mut cell, 0x10, 16, Lane::Whole, [3, 4]);
+        store_vector(&mut cell, 0x20, 4, Lane::Whole, [u64::MAX, 4]);
+        store_vector(&mut cell, 0x30, 8, Lane::High, [3, 4]);
+        let wanted = [(0x10, 8, 3), (0x18, 8, 4), (0x20, 4, 0xffff_ffff), (0x30, 8, 4)];
+        assert_eq!(cell.writes, wanted);
     }
 
     #[test]

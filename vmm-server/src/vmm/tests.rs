@@ -5,7 +5,7 @@ use crate::guest_memory::GuestMemory;
 use crate::model::{Bench, CODE};
 use crate::time::TimeBase;
 use crate::virtio::queue::driver::Driver;
-use abi::vcpu::{control, event, exit, ioio, npf, word};
+use abi::vcpu::{control, event, exit, field, ioio, npf, word};
 use protocol::ring::{BlkServer, BlkStatus, Phase, write_bytes};
 
 const X2APIC: u64 = 0xfee0_0d00;
@@ -116,9 +116,9 @@ fn an_empty_bus_reads_ones_and_swallows_writes() {
     assert_eq!(b.mmio_read32(0xd800_0000), u32::MAX);
     b.mmio_write32(0xd800_0000, 1);
     assert_eq!(
-        b.mmio(&[0x0f, 0x28, 0x03], 0xd800_0000, false),
+        b.mmio(&[0x0f, 0x58, 0x03], 0xd800_0000, false),
         Resume::Stop(Stop::Unsupported(Unsupported::Instruction {
-            opcode: 0x0f28,
+            opcode: 0x0f58,
             gpa: 0xd800_0000
         }))
     );
@@ -304,4 +304,29 @@ fn code_that_cannot_be_read_is_taken_for_the_shortest_form() {
     assert_eq!(stepped(&mut bench, &[0x0f, 0xa2], exit::CPUID), 2);
     assert_eq!(stepped(&mut bench, &[0x66, 0x0f, 0xa2], exit::CPUID), 3);
     assert_eq!(stepped(&mut bench, &[0x0f, 0xa2], exit::CPUID), 2);
+}
+
+#[test]
+fn sse_registers_move_to_and_from_devices() {
+    let mut bench = Bench::new();
+    let hole = 0xe000_0000;
+    bench.world.state.insert(field::XMM + 6, 5);
+    // MOVDQA xmm3, [rbx]: nobody there reads as ones.
+    assert_eq!(bench.mmio(&[0x66, 0x0f, 0x6f, 0x1b], hole, false), Resume::Enter);
+    assert_eq!(bench.frame.rip, CODE + 4);
+    assert_eq!(bench.world.state[&(field::XMM + 6)], u64::MAX);
+    assert_eq!(bench.world.state[&(field::XMM + 7)], u64::MAX);
+    // MOVD [rbx], xmm9 selects an I/O APIC register.
+    bench.world.state.insert(field::XMM + 18, 1);
+    assert_eq!(bench.mmio(&[0x66, 0x44, 0x0f, 0x7e, 0x0b], 0xfec0_0000, true), Resume::Enter);
+    assert_eq!(bench.mmio_read32(0xfec0_0000), 1);
+}
+
+#[test]
+fn what_is_not_emulated_stops_with_its_bytes() {
+    let mut bench = Bench::new();
+    let code = [0x0f, 0x58, 0x03, 0x90];
+    let wanted = Unsupported::Instruction { opcode: 0x0f58, gpa: 0xe000_0000 };
+    assert_eq!(bench.mmio(&code, 0xe000_0000, false), Resume::Stop(Stop::Unsupported(wanted)));
+    assert_eq!(bench.vmm.instruction_bytes()[..4], code);
 }

@@ -194,6 +194,25 @@ pub fn text(address: u64, max: u64) -> impl Iterator<Item = u8> {
     (address..address + max).map(|at| read_wild(at, 1) as u8).take_while(|&byte| byte != 0)
 }
 
+/// Moves SSE registers from and to device addresses: `hole`, where nothing is, and `select`, a register of 32 bits that
+/// keeps a byte. The halves read from the hole, a register that took no part, and what `select` holds then.
+pub fn move_vectors(hole: u64, select: u64, scratch: u64) -> [u64; 4] {
+    // SAFETY: SSE is switched on for registers that nothing here uses; the stores go to a device and to `scratch`.
+    unsafe {
+        asm!(
+            "mov rax, cr4", "or rax, 0x600", "mov cr4, rax",
+            "mov eax, 7", "movd xmm9, eax", "movd xmm2, eax",
+            "movdqu xmm1, [rdi]",
+            "movd dword ptr [rsi], xmm9",
+            "movups [rdx], xmm1",
+            "movq [rdx + 16], xmm2",
+            "mov eax, [rsi]", "mov [rdx + 24], rax",
+            in("rdi") hole, in("rsi") select, in("rdx") scratch, out("rax") _, options(nostack),
+        );
+    }
+    [word(scratch), word(scratch + 8), word(scratch + 16), word(scratch + 24)]
+}
+
 /// Loads x87 state from `address`, which is no memory: nothing emulates that.
 pub fn load_x87(address: u64) {
     // SAFETY: only the floating-point stack changes, which nothing uses.

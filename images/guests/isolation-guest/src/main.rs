@@ -114,6 +114,8 @@ fn quiet() {
         return;
     };
     say!("QUIET prefixes {}", hardware::prefixes_are_honoured());
+    let vectors = hardware::move_vectors(0xe000_0000, 0xfec0_0000, SCRATCH);
+    say!("QUIET vectors {}", vectors == [u64::MAX, u64::MAX, 7, 7]);
     clear(&RINGS);
     device.start(&[RINGS]);
     fill(HELD.start, HELD.end - HELD.start, 0);

@@ -42,6 +42,18 @@ fn segment(vmcb: &Vmcb, id: u64) -> Option<(&Segment, bool)> {
     Some((segment, offset % 2 == 1))
 }
 
+/// First word of the XMM registers in the XSAVE area.
+const XMM_WORD: usize = 160 / 8;
+/// Word of XSTATE_BV in the XSAVE area.
+const XSTATE_BV_WORD: usize = 512 / 8;
+const XSTATE_SSE: u64 = 2;
+
+/// Tells whether a field lies in the floating-point registers: they must be in the virtual CPU's area before it is used.
+#[must_use]
+pub const fn is_floating(id: u64) -> bool {
+    matches!(id, 96..=127)
+}
+
 /// Reads a field. `None`: no such field.
 #[must_use]
 pub fn read(vcpu: Ref<Vcpu>, id: u64) -> Option<u64> {
@@ -63,6 +75,7 @@ pub fn read(vcpu: Ref<Vcpu>, id: u64) -> Option<u64> {
         field::DR7 => vmcb.dr7.get(),
         field::XCR0 => vcpu.xcr0.get(),
         field::CPL => u64::from(vmcb.cpl.get()),
+        96..=127 => vcpu.fpu[XMM_WORD + (id - field::XMM) as usize].get(),
         52..=59 => vmcb.system_msrs[(id - field::STAR) as usize].get(),
         field::G_PAT => vmcb.g_pat.get(),
         field::TSC_OFFSET => vmcb.tsc_offset.get(),
@@ -91,7 +104,7 @@ pub fn check(id: u64, value: u64, machine: &Machine) -> Result<(), bool> {
     let acceptable = match id {
         0..=15 | field::RIP | field::RFLAGS | field::CR2 | field::CR3 => true,
         23..=26 | 32..=51 | field::TSC_OFFSET => true,
-        52..=59 => true,
+        52..=59 | 96..=127 => true,
         // NW without CD is refused by VMRUN on every processor.
         field::CR0 => !upper_half(value) && value & (1 << 29 | 1 << 30) != 1 << 29,
         field::CR4 | field::DR6 | field::DR7 | field::TSC_AUX => !upper_half(value),
@@ -147,6 +160,12 @@ pub fn write(vcpu: Ref<Vcpu>, id: u64, value: u64) {
         field::DR7 => vmcb.dr7.set(value),
         field::XCR0 => vcpu.xcr0.set(value),
         field::CPL => vmcb.cpl.set(value as u8),
+        96..=127 => {
+            vcpu.fpu[XMM_WORD + (id - field::XMM) as usize].set(value);
+            // XRSTOR takes what the area holds only of the components marked here.
+            let marks = &vcpu.fpu[XSTATE_BV_WORD];
+            marks.set(marks.get() | XSTATE_SSE);
+        }
         // VMLOAD puts these into MSRs that hold canonical addresses only.
         52 | 55 | 57 => vmcb.system_msrs[(id - field::STAR) as usize].set(value),
         53..=59 => vmcb.system_msrs[(id - field::STAR) as usize].set(canonical(value)),
