@@ -50,6 +50,7 @@ const PARTS: [Part; 5] = [
             "determinism",
             "bochs",
             "isolation",
+            "no-apic",
             "system",
             "drills",
         ],

@@ -4,8 +4,9 @@
 mod bochs;
 mod command;
 mod disk;
-mod overcommit;
 mod isolation;
+mod no_apic;
+mod overcommit;
 mod root_task;
 mod system;
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     root_task::run(&mut runner);
     bochs::run(&mut runner);
     isolation::run(&mut runner);
+    no_apic::run(&mut runner);
     system::run(&mut runner);
     overcommit::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

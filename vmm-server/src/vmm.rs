@@ -6,7 +6,7 @@
 //! External interrupts are presented as virtual interrupts (`V_IRQ`): the processor takes them when the guest can, and
 //! the next return tells. So an interrupt is acknowledged at the local APIC or the 8259 only when it was taken.
 
-use crate::acpi::pci_gsi;
+use crate::acpi::pci_irq;
 use crate::cpuid::Cpuid;
 use crate::device::ioapic::{IOAPIC_BASE, IoApic, Message, Messages};
 use crate::device::lapic::{ApicEffect, LAPIC_BASE, Lapic};
@@ -198,6 +198,8 @@ pub struct Vmm {
     pub(crate) stop: Option<Stop>,
     offered: Offered,
     uart_level: bool,
+    /// Levels of the devices' INTA lines, a bit each.
+    intx: u8,
     nmi_pending: bool,
     nmi_blocked: bool,
     halted: bool,
@@ -234,6 +236,7 @@ impl Vmm {
             stop: None,
             offered: Offered::None,
             uart_level: false,
+            intx: 0,
             nmi_pending: false,
             nmi_blocked: false,
             halted: false,
@@ -265,7 +268,7 @@ impl Vmm {
         let device = self.devices.len() as u8 + 1;
         let bar = WINDOW_START + BAR_BYTES * u32::from(device);
         // Room for all kinds: DEVICES_MAX.
-        let _ = self.devices.push(VirtioPci::new(kind, bar, pci_gsi(device)));
+        let _ = self.devices.push(VirtioPci::new(kind, bar, pci_irq(device)));
     }
 
     /// Counters, to be published.
@@ -551,7 +554,7 @@ impl Vmm {
             frame.event = event::VALID | event::TYPE_NMI | 2;
         }
         // The 8259 pair is asked first: its requests are in no order with the local APIC's.
-        self.offered = if self.pic.wants_interrupt() && self.lapic.accepts_extint() {
+        self.offered = if self.has_extint() {
             Offered::Pic(self.pic.peek())
         } else {
             match self.lapic.pending() {
@@ -574,8 +577,12 @@ impl Vmm {
 
     /// Whether an interrupt waits for the processor.
     pub fn has_interrupt(&self) -> bool {
-        (self.pic.wants_interrupt() && self.lapic.accepts_extint())
-            || self.lapic.pending().is_some()
+        self.has_extint() || self.lapic.pending().is_some()
+    }
+
+    /// Whether the 8259 pair has an interrupt and a way to the processor: LINT0, or the I/O APIC's first input.
+    fn has_extint(&self) -> bool {
+        self.pic.wants_interrupt() && (self.lapic.accepts_extint() || self.ioapic.passes_extint())
     }
 
     /// When the next timer is due.
@@ -686,7 +693,7 @@ impl Vmm {
                 self.irq_changed = true;
             }
             4 => self.raise_nmi(),
-            // SMI, INIT and ExtINT by message are not wired.
+            // SMI and INIT by message are not wired; ExtINT is no message (`has_extint`).
             _ => {}
         }
     }
@@ -718,7 +725,10 @@ impl Vmm {
             self.send_msi(*message);
         }
         let level = self.devices.get(index).is_some_and(VirtioPci::intx_level);
-        self.set_gsi(pci_gsi(index as u8 + 1), level);
+        if (self.intx >> index & 1 != 0) != level {
+            self.intx ^= 1 << index;
+            self.set_irq(pci_irq(index as u8 + 1), level);
+        }
     }
 
     fn send_msi(&mut self, msi: Msi) {
@@ -774,6 +784,7 @@ impl Vmm {
             if let Some(message) = self.ioapic.write(gpa as u16 & 0xfff, value as u32) {
                 self.deliver(message);
             }
+            self.irq_changed = true;
             return;
         }
         if page == LAPIC_BASE {

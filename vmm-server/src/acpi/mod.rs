@@ -19,14 +19,13 @@ const FADT_ADDRESS: u64 = RSDP_ADDRESS + 0x100;
 const MADT_ADDRESS: u64 = RSDP_ADDRESS + 0x240;
 const DSDT_ADDRESS: u64 = RSDP_ADDRESS + 0x300;
 
-/// First global interrupt of the PCI devices' INTA lines; device n has this plus n modulo the count.
-pub const PCI_GSI_FIRST: u8 = 16;
-/// Number of such lines.
-pub const PCI_GSI_COUNT: u8 = 8;
+/// ISA interrupts no device of this machine has: the PCI devices' INTA lines, so that they reach a guest that uses only the
+/// 8259 pair as well as one with the I/O APIC.
+const PCI_IRQS: [u8; 6] = [3, 5, 6, 10, 11, 12];
 
-/// Global interrupt of the INTA line of PCI device `device`.
-pub const fn pci_gsi(device: u8) -> u8 {
-    PCI_GSI_FIRST + device % PCI_GSI_COUNT
+/// Interrupt of the INTA line of PCI device `device`, with 8259 and I/O APIC alike.
+pub const fn pci_irq(device: u8) -> u8 {
+    PCI_IRQS[device as usize % PCI_IRQS.len()]
 }
 
 const HEADER: usize = 36;
@@ -183,7 +182,7 @@ fn build_dsdt(buffer: &mut [u8]) -> &[u8] {
                             aml.integer(u64::from(device) << 16 | 0xffff);
                             aml.integer(0);
                             aml.integer(0);
-                            aml.integer(u64::from(pci_gsi(device)));
+                            aml.integer(u64::from(pci_irq(device)));
                         });
                     }
                 });

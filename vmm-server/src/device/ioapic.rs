@@ -8,6 +8,8 @@ pub const IOAPIC_BASE: u64 = 0xfec0_0000;
 pub const PINS: usize = 24;
 
 const VERSION: u32 = 0x11 | (PINS as u32 - 1) << 16;
+const REDIRECTION_MODE: u64 = 7 << 8;
+const REDIRECTION_EXTINT: u64 = 7 << 8;
 const REDIRECTION_STATUS: u64 = 1 << 12;
 const REDIRECTION_REMOTE_IRR: u64 = 1 << 14;
 const REDIRECTION_LEVEL: u64 = 1 << 15;
@@ -51,6 +53,11 @@ impl IoApic {
     /// After reset: everything masked.
     pub const fn new() -> Self {
         Self { select: 0, id: 0, lines: 0, redirection: [REDIRECTION_MASKED; PINS] }
+    }
+
+    /// Whether input 0, which is wired to the 8259 pair, passes its interrupts on.
+    pub fn passes_extint(&self) -> bool {
+        self.redirection[0] & (REDIRECTION_MASKED | REDIRECTION_MODE) == REDIRECTION_EXTINT
     }
 
     /// Drives input `pin`; returns the message of a new interrupt.
@@ -201,6 +208,18 @@ mod tests {
         assert_eq!(program(&mut apic, 10, 0x8030).map(|m| m.vector), Some(0x30));
         apic.write(0, 0x24);
         assert_eq!(apic.read(0x10) & 0x4000, 0x4000);
+    }
+
+    #[test]
+    fn the_8259s_pass_only_an_open_first_input() {
+        let mut apic = IoApic::new();
+        assert!(!apic.passes_extint());
+        program(&mut apic, 0, 0x700);
+        assert!(apic.passes_extint());
+        program(&mut apic, 0, 0x1_0700);
+        assert!(!apic.passes_extint());
+        program(&mut apic, 0, 0x030);
+        assert!(!apic.passes_extint());
     }
 
     #[test]
