@@ -33,10 +33,6 @@ pub enum ServerId {
 }
 
 /// What the target tells the host.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "made, sent and dropped one by one, and no heap to box it in"
-)]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "one frame exists at a time; there is no heap")]
 pub enum ToHost<'a> {
@@ -376,10 +372,6 @@ pub enum Unit {
 }
 
 /// One line of an answer.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "made, sent and dropped one by one, and no heap to box it in"
-)]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Row<'a> {
     /// A VM.
