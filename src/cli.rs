@@ -305,19 +305,7 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             }
             Ok(())
         }
-        Verb::Explain { vm, json } => {
-            let client = client::Client::new()?;
-            let id = client::find_vm(&client, &vm)?;
-            let mut lines = client.ask(Request::Explain(id))?;
-            let disks = client.ask(Request::Disks)?;
-            let is_its = |line: &Line| matches!(line, Line::DiskClient(c) if c.vm == Some(id));
-            let disk = disks.iter().find(|line| matches!(line, Line::Disk { .. })).cloned();
-            lines.extend(disks.into_iter().filter(is_its));
-            lines.extend(disk);
-            show(json, &lines, |lines| {
-                format!("{}\n{}", report::terms(lines).text(), report::disk::explain(lines))
-            })
-        }
+        Verb::Explain { vm, json } => explain(&vm, json),
         Verb::Group { verb: GroupVerb::Set { group, settings } } => {
             let change = io_changes(&settings)?;
             let name = Name::try_from(group.as_str())
@@ -337,16 +325,7 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             let out = &mut std::io::stdout().lock();
             reproduce::run(&experiments, json, plots.as_deref(), out)
         }
-        Verb::Image { system, fresh, iso } => {
-            let config = Config::load(&system)?;
-            let built = image::build(&config, if fresh { Disk::Fresh } else { Disk::Keep })?;
-            println!("kernel  {}", built.kernel.display());
-            println!("module  {}", built.module.display());
-            if let Some(disk) = &built.disk {
-                println!("disk    {}", disk.display());
-            }
-            iso.map_or(Ok(()), |iso| image::write_iso(&built, &iso))
-        }
+        Verb::Image { system, fresh, iso } => make_image(&system, fresh, iso.as_deref()),
         Verb::Quit => {
             let client = client::Client::new()?;
             // The system may be gone before its answer arrives.
@@ -354,6 +333,33 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             Ok(())
         }
     }
+}
+
+/// Every term of a VM's memory and disk.
+fn explain(vm: &str, json: bool) -> Result<(), Error> {
+    let client = client::Client::new()?;
+    let id = client::find_vm(&client, vm)?;
+    let mut lines = client.ask(Request::Explain(id))?;
+    let disks = client.ask(Request::Disks)?;
+    let is_its = |line: &Line| matches!(line, Line::DiskClient(c) if c.vm == Some(id));
+    let disk = disks.iter().find(|line| matches!(line, Line::Disk { .. })).cloned();
+    lines.extend(disks.into_iter().filter(is_its));
+    lines.extend(disk);
+    show(json, &lines, |lines| {
+        format!("{}\n{}", report::terms(lines).text(), report::disk::explain(lines))
+    })
+}
+
+/// Builds what `run` would boot, without booting it.
+fn make_image(system: &Path, fresh: bool, iso: Option<&Path>) -> Result<(), Error> {
+    let config = Config::load(system)?;
+    let built = image::build(&config, if fresh { Disk::Fresh } else { Disk::Keep })?;
+    println!("kernel  {}", built.kernel.display());
+    println!("module  {}", built.module.display());
+    if let Some(disk) = &built.disk {
+        println!("disk    {}", disk.display());
+    }
+    iso.map_or(Ok(()), |iso| image::write_iso(&built, iso))
 }
 
 /// All rows of `stats`, and the disk's where its server answers.
