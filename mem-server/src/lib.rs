@@ -7,6 +7,7 @@
 
 pub mod admission;
 pub mod background;
+mod compact;
 pub mod hash;
 pub mod ledger;
 pub mod mechanism;

@@ -46,6 +46,13 @@ pub trait Mechanism {
     /// Writes a frame.
     fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]);
 
+    /// Keeps kernel object memory for all tables a VM can come to need ([`Mechanism::overhead`]); nothing if it has that
+    /// already. [`Mechanism::close`] gives it back.
+    ///
+    /// # Errors
+    ///
+    /// [`MechanismError`]; what was kept so far stays kept.
+    fn keep(&mut self, vm: VmId, memory: &VmMemory) -> Result<(), MechanismError>;
     /// Prepares nested tables and capability space for a VM.
     ///
     /// # Errors

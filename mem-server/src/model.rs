@@ -312,6 +312,10 @@ impl Mechanism for Machine {
         None
     }
 
+    fn keep(&mut self, _vm: VmId, _memory: &VmMemory) -> Result<(), MechanismError> {
+        Ok(())
+    }
+
     fn overhead(&self, _memory: &VmMemory) -> u64 {
         0
     }

@@ -210,6 +210,11 @@ impl Entry {
         self.0 & Self::SAMPLED != 0
     }
 
+    /// The same page, its contents elsewhere.
+    pub const fn at(self, value: u32) -> Self {
+        Self(self.0 & ((1 << Self::VALUE_SHIFT) - 1) | value << Self::VALUE_SHIFT)
+    }
+
     /// The same page, mapped.
     pub const fn mapped(self, writable: bool) -> Self {
         let bits = Self::MAPPED | if writable { 0 } else { Self::READ_ONLY };

@@ -222,6 +222,8 @@ pub struct Counters {
     pub swapped_in: u64,
     /// Transfers that failed.
     pub swap_errors: u64,
+    /// Pages copied to other frames so that a block became wholly free.
+    pub moved: u64,
     /// Rebalances.
     pub rebalances: u64,
     /// Ticks spent on scanned pages that were not merged.
@@ -405,10 +407,11 @@ impl<'a> Server<'a> {
         }
         let memory = record.memory;
         loop {
-            match mechanism.open(vm, &memory) {
+            // What the VM can come to need is kept for it now: later there might be free frames and no free block.
+            match mechanism.keep(vm, &memory).and_then(|()| mechanism.open(vm, &memory)) {
                 Ok(()) => break,
                 Err(MechanismError::NeedBlock) => {
-                    if !self.give_block(mechanism) {
+                    if !self.give_block(None, mechanism) {
                         return Err(MemError::Objects { error: 0 });
                     }
                 }
@@ -485,7 +488,11 @@ impl<'a> Server<'a> {
         self.free().saturating_sub(before)
     }
 
-    fn give_block(&mut self, mechanism: &mut impl Mechanism) -> bool {
+    /// Gives a block for kernel objects; `in_hand` is a frame that must stay where it is.
+    fn give_block(&mut self, in_hand: Option<Frame>, mechanism: &mut impl Mechanism) -> bool {
+        if self.ledger.empty_blocks() == 0 && !self.empty_a_block(in_hand, mechanism) {
+            return false;
+        }
         let Some(block) = self.ledger.hold_block() else { return false };
         if mechanism.give_block(block).is_err() {
             self.ledger.release_block(block);
@@ -633,7 +640,7 @@ impl<'a> Server<'a> {
     ) -> Result<(), Refusal> {
         loop {
             match error {
-                MechanismError::NeedBlock if self.give_block(mechanism) => {}
+                MechanismError::NeedBlock if self.give_block(Some(frame), mechanism) => {}
                 MechanismError::Unknown if self.open(page.vm, mechanism).is_ok() => {}
                 _ => return Err(Refusal::NoMemory),
             }
@@ -766,7 +773,7 @@ impl<'a> Server<'a> {
         loop {
             match mechanism.map_window(page, frame, entry.is_writable()) {
                 Ok(()) => return Fault::Mapped,
-                Err(MechanismError::NeedBlock) if self.give_block(mechanism) => {}
+                Err(MechanismError::NeedBlock) if self.give_block(Some(frame), mechanism) => {}
                 Err(_) => return Fault::Refused(Refusal::NoMemory),
             }
         }

@@ -131,6 +131,26 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Gives VM 0, which shares with VM 1's page of 42, pages in every state.
+    fn pages_in_every_state(&mut self) {
+        for index in 0..6 {
+            self.write(0, index, 42);
+            self.scan(0, index);
+        }
+        self.write(0, 10, 0);
+        self.scan(0, 10);
+        for index in 20..24 {
+            self.write(0, index, 99 + u64::from(index));
+            self.server.reclaim_page(VmId(0), index, &mut self.machine);
+            self.write(0, 10 + index, INCOMPRESSIBLE | u64::from(index));
+            self.server.reclaim_page(VmId(0), 10 + index, &mut self.machine);
+        }
+        let (transfer, ok) = self.machine.disk_step(false).unwrap();
+        self.server.swap_done(transfer, ok);
+        let range = GfnRange::new(Gfn(100), 5).into_iter();
+        self.server.release(VmId(0), release_reason::BALLOON, range, &mut self.machine);
+    }
+
     fn check(&self) {
         assert_eq!(self.server.check(), Ok(()));
         self.machine.check();
@@ -355,24 +375,9 @@ fn a_vm_that_dies_with_pages_in_every_state_leaves_nothing() {
     world.write(1, 0, 42);
     let (free, held) = (world.server.free(), world.server.held());
     world.admit(0, 4, Sharing::Group(0));
-    for index in 0..6 {
-        world.write(0, index, 42);
-        world.scan(0, index);
-    }
-    world.write(0, 10, 0);
-    world.scan(0, 10);
-    for index in 20..24 {
-        world.write(0, index, 99 + u64::from(index));
-        world.server.reclaim_page(VmId(0), index, &mut world.machine);
-        world.write(0, 10 + index, INCOMPRESSIBLE | u64::from(index));
-        world.server.reclaim_page(VmId(0), 10 + index, &mut world.machine);
-    }
-    let (transfer, ok) = world.machine.disk_step(false).unwrap();
-    world.server.swap_done(transfer, ok);
+    world.pages_in_every_state();
     let gfn = world.gfn(0, 30);
     assert_eq!(world.server.fault_in(VmId(0), gfn, 0, &mut world.machine), Fault::Pending);
-    let range = GfnRange::new(Gfn(100), 5);
-    world.server.release(VmId(0), release_reason::BALLOON, range.into_iter(), &mut world.machine);
     let stats = world.server.vm_stats(VmId(0)).unwrap().states;
     assert!(stats.shared > 0 && stats.zero > 0 && stats.compressed > 0, "{stats:?}");
     assert!(stats.in_flight > 0 && stats.ballooned > 0, "{stats:?}");
@@ -440,7 +445,7 @@ proptest! {
     #[test]
     fn guests_read_what_they_wrote_whatever_happens(
         seed in any::<u64>(),
-        steps in prop::collection::vec((0u8..14, 0u16..3, 0u32..600, 0u64..6), 50..600),
+        steps in prop::collection::vec((0u8..15, 0u16..3, 0u32..600, 0u64..6), 50..600),
     ) {
         // 2 blocks for 3 guests of 2 MiB: overcommitted by half.
         let policy = Policy { swap_slots: 1536, secret: seed, break_reserve: 20, ..Policy::default() };
@@ -481,6 +486,7 @@ proptest! {
                 12 => if let Some((transfer, ok)) = world.machine.disk_step(value == 0) {
                     world.server.swap_done(transfer, ok);
                 },
+                13 => { world.server.empty_a_block(None, &mut world.machine); }
                 _ => {
                     now += value * 7;
                     world.server.tick(Nanos::from_secs(now), &mut world.machine);
@@ -584,22 +590,7 @@ fn a_guest_that_reboots_with_pages_in_every_state_starts_from_zeros() {
     world.write(1, 0, 42);
     world.admit(0, 4, Sharing::Group(0));
     let free = world.server.free();
-    for index in 0..6 {
-        world.write(0, index, 42);
-        world.scan(0, index);
-    }
-    world.write(0, 10, 0);
-    world.scan(0, 10);
-    for index in 20..24 {
-        world.write(0, index, 99 + u64::from(index));
-        world.server.reclaim_page(VmId(0), index, &mut world.machine);
-        world.write(0, 10 + index, INCOMPRESSIBLE | u64::from(index));
-        world.server.reclaim_page(VmId(0), 10 + index, &mut world.machine);
-    }
-    let (transfer, ok) = world.machine.disk_step(false).unwrap();
-    world.server.swap_done(transfer, ok);
-    let range = GfnRange::new(Gfn(100), 5);
-    world.server.release(VmId(0), release_reason::BALLOON, range.into_iter(), &mut world.machine);
+    world.pages_in_every_state();
     world.server.tick(Nanos::from_secs(31), &mut world.machine);
     let stats = world.server.vm_stats(VmId(0)).unwrap().states;
     assert!(stats.shared > 0 && stats.zero > 0 && stats.compressed > 0, "{stats:?}");
@@ -618,6 +609,65 @@ fn a_guest_that_reboots_with_pages_in_every_state_starts_from_zeros() {
     for index in 0..110 {
         assert!(world.read(0, index));
     }
+    world.read_all();
+}
+
+/// Every block that can be emptied is, twice over, under pages in every state: nobody's contents change, requests on their
+/// way find their frames, and what is equal is still one frame.
+#[test]
+fn pages_in_every_state_can_be_moved() {
+    let mut world = World::new(8, 64, swapping());
+    world.admit(1, 2, Sharing::Group(0));
+    world.write(1, 0, 42);
+    world.admit(0, 4, Sharing::Group(0));
+    world.pages_in_every_state();
+    for index in 600..660 {
+        world.write(0, index, INCOMPRESSIBLE | u64::from(index));
+    }
+    let gfn = world.gfn(0, 30);
+    assert_eq!(world.server.fault_in(VmId(0), gfn, 0, &mut world.machine), Fault::Pending);
+    let saved = world.server.machine_stats().saved;
+    let states = world.server.vm_stats(VmId(0)).unwrap().states;
+    let empty = |world: &mut World<'_>| {
+        let mut blocks = 0;
+        for _ in 0..4 {
+            blocks += u32::from(world.server.empty_a_block(None, &mut world.machine));
+            world.check();
+        }
+        blocks
+    };
+    // Not the block that a page is being read into.
+    assert!(empty(&mut world) > 0);
+    assert_eq!(world.server.machine_stats().saved, saved);
+    assert_eq!(world.server.vm_stats(VmId(0)).unwrap().states, states);
+    while let Some((transfer, ok)) = world.machine.disk_step(false) {
+        world.server.swap_done(transfer, ok);
+        world.check();
+    }
+    assert!(empty(&mut world) > 0);
+    assert!(world.server.counters.moved > 60, "{:?}", world.server.counters);
+    assert_eq!(world.server.machine_stats().saved, saved);
+    world.read_all();
+}
+
+/// A block is emptied only if what it holds has room elsewhere, and never under the frame in hand.
+#[test]
+fn a_block_without_room_elsewhere_stays() {
+    let mut world = World::new(2, 64, swapping());
+    world.admit(0, 4, Sharing::None);
+    for index in 0..700 {
+        world.write(0, index, INCOMPRESSIBLE | u64::from(index));
+    }
+    let free = world.server.free();
+    assert!(!world.server.empty_a_block(None, &mut world.machine));
+    assert_eq!((world.server.free(), world.server.counters.moved), (free, 0));
+    let all = GfnRange::new(Gfn(100), 600).into_iter();
+    world.server.release(VmId(0), release_reason::FREE_REPORT, all, &mut world.machine);
+    world.oracle.retain(|(_, index), _| *index < 100);
+    let held = world.server.frame_of(world.server.entry(VmId(0), 7).unwrap());
+    assert!(!world.server.empty_a_block(Some(held), &mut world.machine));
+    assert_eq!(world.server.frame_of(world.server.entry(VmId(0), 7).unwrap()), held);
+    world.check();
     world.read_all();
 }
 

@@ -193,6 +193,14 @@ impl<'a> ShareTable<'a> {
         }
     }
 
+    /// The content of shared record `at` is in another frame now.
+    pub fn set_frame(&mut self, at: u32, frame: Frame) {
+        if self.frame(at).is_some() {
+            let word = &mut self.records[at as usize].word;
+            *word = *word & !(FRAME_MASK << FRAME_SHIFT) | u64::from(frame.0) << FRAME_SHIFT;
+        }
+    }
+
     /// Records there are.
     pub const fn capacity(&self) -> u32 {
         self.records.len() as u32

@@ -170,13 +170,15 @@ pub trait Kernel {
 #[derive(Clone, Copy, Debug)]
 pub struct Hold {
     free: u16,
+    /// Arenas that wait for their owner to need them.
+    kept: u16,
     held: bool,
     owners: [u8; ARENAS_PER_BLOCK as usize],
 }
 
 impl Hold {
     /// Not held.
-    pub const NEW: Self = Self { free: 0, held: false, owners: [NOBODY; 16] };
+    pub const NEW: Self = Self { free: 0, kept: 0, held: false, owners: [NOBODY; 16] };
 }
 
 /// Bookkeeping of one VM's spaces.
@@ -267,7 +269,7 @@ pub struct Spaces<'a, K> {
     spaces: &'a mut [Space],
     /// One bit per slab of the top CNode in use.
     slabs: [u64; (1 << TOP_BITS) / 64],
-    /// Arenas in use.
+    /// Arenas in use or kept.
     used: u32,
 }
 
@@ -286,7 +288,7 @@ impl<'a, K: Kernel> Spaces<'a, K> {
         &mut self.kernel
     }
 
-    /// Arenas in use, in pages.
+    /// Arenas in use or kept, in pages.
     pub const fn used_pages(&self) -> u64 {
         self.used as u64 * TABLES_PER_ARENA as u64
     }
@@ -309,7 +311,25 @@ impl<'a, K: Kernel> Spaces<'a, K> {
         self.slabs[slab as usize / 64] &= !(1 << (slab % 64));
     }
 
+    /// An arena for a VM: one kept for it, or a free one.
     fn take_arena(&mut self, vm: VmId) -> Result<u32, MechanismError> {
+        let kept = |hold: &Hold| {
+            let own = |index: &u32| {
+                hold.kept & 1 << index != 0 && hold.owners[*index as usize] == vm.0 as u8
+            };
+            (0..ARENAS_PER_BLOCK).find(own)
+        };
+        let mut holds = self.holds.iter().enumerate();
+        match holds.find_map(|(block, hold)| Some((block, kept(hold)?))) {
+            Some((block, index)) => {
+                self.holds[block].kept &= !(1 << index);
+                Ok(block as u32 * ARENAS_PER_BLOCK + index)
+            }
+            None => self.take_free_arena(vm),
+        }
+    }
+
+    fn take_free_arena(&mut self, vm: VmId) -> Result<u32, MechanismError> {
         let block = self.holds.iter().position(|hold| hold.free != 0);
         let block = block.ok_or(MechanismError::NeedBlock)?;
         let hold = &mut self.holds[block];
@@ -324,6 +344,7 @@ impl<'a, K: Kernel> Spaces<'a, K> {
         self.kernel.revoke(self.layout.arena(arena));
         let hold = &mut self.holds[(arena / ARENAS_PER_BLOCK) as usize];
         hold.free |= 1 << (arena % ARENAS_PER_BLOCK);
+        hold.kept &= !(1 << (arena % ARENAS_PER_BLOCK));
         hold.owners[(arena % ARENAS_PER_BLOCK) as usize] = NOBODY;
         self.used -= 1;
     }
@@ -528,8 +549,20 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
         opened
     }
 
+    fn keep(&mut self, vm: VmId, memory: &VmMemory) -> Result<(), MechanismError> {
+        let owners = self.holds.iter().flat_map(|hold| hold.owners);
+        let has = owners.filter(|owner| *owner == vm.0 as u8).count() as u64;
+        let needed = self.overhead(memory) / u64::from(TABLES_PER_ARENA);
+        for _ in has..needed {
+            let arena = self.take_free_arena(vm)?;
+            let hold = &mut self.holds[(arena / ARENAS_PER_BLOCK) as usize];
+            hold.kept |= 1 << (arena % ARENAS_PER_BLOCK);
+        }
+        Ok(())
+    }
+
     fn close(&mut self, vm: VmId) {
-        if !self.spaces.get(vm.0 as usize).is_some_and(|space| space.open) {
+        if vm.0 as usize >= self.spaces.len() {
             return;
         }
         for block in 0..self.holds.len() {
@@ -619,7 +652,7 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
                 return Err(MechanismError::Kernel(error));
             }
         }
-        self.holds[block as usize] = Hold { free: u16::MAX, held: true, owners: [NOBODY; 16] };
+        self.holds[block as usize] = Hold { free: u16::MAX, held: true, ..Hold::NEW };
         Ok(())
     }
 

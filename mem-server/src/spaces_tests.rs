@@ -8,7 +8,7 @@ use crate::server::{Fault, Policy, Server, Tables};
 use crate::share::Record;
 use crate::tier::PoolFrame;
 use proptest::prelude::*;
-use protocol::mem::{GfnRange, Refusal, access, release_reason};
+use protocol::mem::{GfnRange, MemReply, MemRequest, Refusal, access, release_reason};
 use protocol::units::{Gfn, Pages};
 
 const BLOCKS: u32 = 12;
@@ -36,7 +36,7 @@ impl Store {
             records: vec![Record::EMPTY; 512],
             buckets: vec![0; 256],
             pool: vec![PoolFrame::NONE; 64],
-            swap: vec![0; 64],
+            swap: vec![0; 128],
         }
     }
 
@@ -53,7 +53,8 @@ impl Store {
             pool: &mut self.pool,
             swap: &mut self.swap,
         };
-        let server = Server::new(tables, Policy::default(), &mut spaces).unwrap();
+        let policy = Policy { swap_slots: 8192, ..Policy::default() };
+        let server = Server::new(tables, policy, &mut spaces).unwrap();
         (server, spaces)
     }
 }
@@ -118,6 +119,70 @@ fn released_pages_leave_guest_and_window_and_come_back_as_zeros() {
     assert_eq!(spaces.kernel().leftovers(), 0);
     assert_eq!(server.free(), free, "nothing is lost");
     check(&server, &mut spaces);
+}
+
+/// Tables a VM needs late were kept for it early: somebody else has pages in every block by then.
+#[test]
+fn no_vm_waits_for_tables_that_were_promised() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    for vm in 0..6 {
+        let memory = memory(if vm == 0 { 8 } else { 4 });
+        let made = server.order(MemRequest::CreateVm { vm: VmId(vm), memory }, &mut spaces);
+        assert!(matches!(made, MemReply::Created { .. }), "{made:?}");
+    }
+    let regions = |vm: u16| if vm == 0 { 4 } else { 2 };
+    let touch =
+        |vm: u16, gfn: u64, server: &mut Server<'_>, spaces: &mut Spaces<'_, ModelKernel>| {
+            assert_eq!(
+                server.window_fault(VmId(vm), Gfn(gfn), true, spaces),
+                Fault::Mapped,
+                "{vm} {gfn}"
+            );
+            check(server, spaces);
+        };
+    for (vm, region) in (0..6).flat_map(|vm| (0..regions(vm)).map(move |region| (vm, region))) {
+        touch(vm, 512 * region, &mut server, &mut spaces);
+    }
+    assert!(server.free() > 8 * 512);
+    assert_eq!(server.counters.moved, 0, "nothing had to be moved for it");
+}
+
+/// Free frames everywhere and a wholly free block nowhere: a new VM gets its tables all the same, and nobody loses a page.
+#[test]
+fn scattered_memory_starts_another_vm() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    for vm in 0..4 {
+        let made =
+            server.order(MemRequest::CreateVm { vm: VmId(vm), memory: memory(6) }, &mut spaces);
+        assert!(matches!(made, MemReply::Created { .. }), "{made:?}");
+    }
+    // Four VMs of three regions: a page in each of eleven blocks or more, and with windows.
+    for (vm, region) in (0..4).flat_map(|vm| (0..3).map(move |region| (vm, region))) {
+        let gfn = Gfn(512 * region + u64::from(vm));
+        assert_eq!(server.window_fault(VmId(vm), gfn, true, &mut spaces), Fault::Mapped);
+        let (frame, _) = spaces.kernel().nested(VmId(vm), gfn.gpa()).unwrap();
+        spaces.kernel().frames.set(frame, Content::Tag(u64::from(vm) * 10 + region));
+    }
+    assert_eq!(server.ledger.empty_blocks(), 0);
+    let made = server.order(MemRequest::CreateVm { vm: VmId(4), memory: memory(4) }, &mut spaces);
+    assert!(matches!(made, MemReply::Created { .. }), "{made:?}");
+    check(&server, &mut spaces);
+    for (vm, region) in (0..4).flat_map(|vm| (0..3).map(move |region| (vm, region))) {
+        let gfn = Gfn(512 * region + u64::from(vm));
+        assert_eq!(server.fault_in(VmId(vm), gfn, access::WRITE, &mut spaces), Fault::Mapped);
+        let (frame, _) = spaces.kernel().nested(VmId(vm), gfn.gpa()).unwrap();
+        let expected = Content::Tag(u64::from(vm) * 10 + region);
+        assert_eq!(*spaces.kernel().frames.get(frame), expected);
+        // The window shows the same frame or nothing.
+        let window = spaces.kernel().window(VmId(vm), gfn.gpa());
+        assert!(window.is_none_or(|(shown, _)| shown == frame));
+    }
+    for vm in 0..5 {
+        server.release_vm(VmId(vm), &mut spaces);
+    }
+    assert_eq!(spaces.kernel().leftovers(), 0);
 }
 
 #[test]

@@ -103,6 +103,23 @@ impl<'a> Pool<'a> {
         (Frame(entry.frame), handle as usize % 4 * QUARTER)
     }
 
+    /// Entries there are.
+    pub const fn entries(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Frame of entry `at`, if it holds one.
+    pub fn frame(&self, at: usize) -> Option<Frame> {
+        self.frames.get(at).filter(|entry| entry.used != 0).map(|entry| Frame(entry.frame))
+    }
+
+    /// The pages of entry `at` are in another frame now.
+    pub fn set_frame(&mut self, at: usize, frame: Frame) {
+        if let Some(entry) = self.frames.get_mut(at) {
+            entry.frame = frame.0;
+        }
+    }
+
     /// Forgets a page.
     pub fn free(&mut self, handle: u32) -> Freed {
         let (at, first) = (handle as usize / 4, handle as usize % 4);

@@ -287,6 +287,8 @@ pub enum MemCounter {
     Decompressed,
     /// Ticks spent on them.
     DecompressTicks,
+    /// Pages copied to other frames so that a block became wholly free.
+    Moved,
     /// Bytes of capability slots that VMs use.
     CapabilityBytes,
     /// Bytes of the page states of admitted VMs.
