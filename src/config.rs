@@ -227,6 +227,7 @@ impl Reader<'_> {
                 scan_pages_per_second: host.scan_pages_per_second,
                 harvest: host.harvest,
                 swap,
+                large_pages: host.large_pages.unwrap_or(true),
             },
             groups,
             vms,

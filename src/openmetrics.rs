@@ -118,7 +118,7 @@ fn host(page: &mut Page, stats: &Stats) {
 
 fn vm_memory(page: &mut Page, stats: &Stats) {
     type Part = fn(&VmStats) -> u64;
-    let parts: [(&str, &str, Part); 10] = [
+    let parts: [(&str, &str, Part); 11] = [
         ("size", "What the guest sees.", |s| s.memory.size.bytes()),
         ("granted", "What backs it now.", |s| s.memory.granted.bytes()),
         ("active", "Estimate of what it uses.", |s| s.memory.active.bytes()),
@@ -129,6 +129,7 @@ fn vm_memory(page: &mut Page, stats: &Stats) {
         ("swapped", "Its memory on the swap partition.", |s| s.memory.swapped.bytes()),
         ("compressed", "Its memory in the compressed tier.", |s| s.memory.compressed.bytes()),
         ("overhead", "What the hypervisor spends on it.", |s| s.memory.overhead.bytes()),
+        ("large", "Its memory that large pages map.", |s| s.memory.large.bytes()),
     ];
     for (name, help, part) in parts {
         page.family(&format!("vm_memory_{name}_bytes"), Kind::Gauge, help);

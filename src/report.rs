@@ -228,6 +228,7 @@ impl Stats {
                     "swap_target_bytes": memory.swap_target.bytes(),
                     "tax_paid_bytes": memory.tax_paid.bytes(),
                     "target_bytes": memory.target.bytes(),
+                    "large_bytes": memory.large.bytes(),
                 },
                 "exits_total": exits,
                 "vcpu_seconds_total": stats.vcpu_time.0 as f64 / 1e9,
@@ -321,7 +322,7 @@ impl Stats {
     pub fn top_memory(&self) -> String {
         let mut table = Table::new(&[
             "VM", "MEMSZ", "GRANT", "TGT", "TCHD", "ACTV", "SHRD", "SHRDSVD", "ZIP", "SWCUR",
-            "SWTGT", "MCTLSZ", "MCTLTGT", "TAX", "OVHD",
+            "SWTGT", "MCTLSZ", "MCTLTGT", "TAX", "OVHD", "LARGE",
         ]);
         for (_, name, _, stats) in &self.vms {
             let m = &stats.memory;
@@ -342,6 +343,7 @@ impl Stats {
                     m.balloon_target,
                     m.tax_paid,
                     m.overhead,
+                    m.large,
                 ]
                 .map(mib),
             );

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mem_server::ledger::{self, Block};
+use mem_server::ledger::Block;
 use mem_server::model::{Content, INCOMPRESSIBLE, Machine};
 use mem_server::page::{Entry, FRAMES_PER_BLOCK, PageState};
+use mem_server::policy::large::Region;
 use mem_server::server::{Fault, Policy, Server, Tables};
 use mem_server::share::Record;
 use mem_server::tier::PoolFrame;
@@ -51,7 +52,7 @@ impl World {
         let tables = Tables {
             blocks: memory(Block::EMPTY, u64::from(blocks)),
             entries: memory(Entry::ABSENT, frames * 8),
-            regions: memory(ledger::NONE, u64::from(blocks) * 8),
+            regions: memory(Region::NEW, u64::from(blocks) * 8),
             records: memory(Record::EMPTY, records),
             buckets: memory(0, records),
             pool: memory(PoolFrame::NONE, frames / 4),

@@ -3,10 +3,12 @@
 use protocol::mem::{Explanation, MemEvent, PressureState, TargetBound, Trigger};
 use protocol::units::{MAX_VMS, Nanos, Pages, VmId};
 
+use crate::large::{Apart, Hand};
 use crate::mechanism::{Mechanism, Page};
 use crate::page::{Entry, PageState};
 use crate::policy::allocation::{Demand, Target, divide, taxed_shares};
 use crate::policy::estimator::{SAMPLES, Source};
+use crate::policy::large::Demotion;
 use crate::reclaim::Reclaimed;
 use crate::server::Server;
 use crate::sharing::Scanned;
@@ -68,6 +70,7 @@ pub struct Background {
     scan_hand: u16,
     budget: u64,
     level: u64,
+    pub(crate) large: Hand,
 }
 
 impl Default for Background {
@@ -84,6 +87,7 @@ impl Default for Background {
             scan_hand: 0,
             budget: 0,
             level: 0,
+            large: Hand::default(),
         }
     }
 }
@@ -102,6 +106,7 @@ impl Server<'_> {
     /// Does what is due at `now`; call it at least every 100 ms. Answers what the user should hear.
     pub fn tick(&mut self, now: Nanos, mechanism: &mut impl Mechanism) -> Option<MemEvent> {
         self.size_reserves();
+        self.background.large.now = now;
         let free = self.free();
         let event = self.pressure.update(free).map(|from| {
             self.background.trigger(Trigger::Threshold);
@@ -125,6 +130,7 @@ impl Server<'_> {
         }
         self.reclaim(mechanism);
         self.scan(now, mechanism);
+        self.promote_regions(mechanism);
         self.block_and_wake(mechanism);
         event
     }
@@ -208,6 +214,7 @@ impl Server<'_> {
             untaxed_target: record.untaxed,
             at: self.background.rebalanced,
             trigger: self.background.last_trigger,
+            taken_apart: self.taken_apart(vm),
         })
     }
 
@@ -270,23 +277,26 @@ impl Server<'_> {
                 *entry = entry.mapped(writable);
             }
         }
+        self.end_samples(vm, mechanism);
         let resident = self.vm(vm).map_or(0, |record| record.granted());
         if resident == 0 {
             return;
         }
         let mut taken = 0;
+        let mut apart = Apart::new(size);
         for _ in 0..SAMPLES * 16 {
             if taken == SAMPLES {
                 break;
             }
-            let index = self.random.below(size);
+            let drawn = self.random.below(size);
+            let index = self.sample_in(base, drawn, &mut apart);
             let entry = self.entries[(base + index) as usize];
             let resident =
                 matches!(entry.state(), PageState::Private | PageState::Shared | PageState::Zero);
             if !resident || entry.is_sampled() {
                 continue;
             }
-            self.unmap(vm, index, mechanism);
+            self.unmap(vm, index, Demotion::Sampling, mechanism);
             let entry: &mut Entry = &mut self.entries[(base + index) as usize];
             *entry = entry.sampled();
             if let Some(record) = &mut self.vms[vm.0 as usize]

@@ -7,6 +7,7 @@ use protocol::units::{MAX_VMS, VmId};
 
 use crate::mechanism::Mechanism;
 use crate::page::{FRAMES_PER_BLOCK, Frame, PageState};
+use crate::policy::large::Demotion;
 use crate::server::Server;
 
 impl Server<'_> {
@@ -65,7 +66,7 @@ impl Server<'_> {
             if frame.block() != block {
                 continue;
             }
-            self.unmap(vm, index, mechanism);
+            self.unmap(vm, index, Demotion::Moving, mechanism);
             if entry.state() == PageState::Private
                 && let Some(to) = self.move_frame(frame, mechanism)
             {

@@ -376,6 +376,13 @@ impl<'a> Ledger<'a> {
         })
     }
 
+    /// Free frames of the region's block, if the reservation stands.
+    pub fn missing(&self, vm: u8, region: u32, hint: u32) -> Option<u32> {
+        let block = self.blocks.get(hint as usize)?;
+        let stands = matches!(block.place, Place::Reserved | Place::ReservedFull);
+        (stands && block.owner == owner(vm, region)).then_some(block.count)
+    }
+
     /// Whether a frame is free.
     pub fn is_free(&self, frame: Frame) -> bool {
         self.blocks.get(frame.block() as usize).is_some_and(|block| {

@@ -9,6 +9,7 @@ pub mod admission;
 pub mod background;
 mod compact;
 pub mod hash;
+pub mod large;
 pub mod ledger;
 pub mod mechanism;
 #[cfg(any(test, feature = "model"))]

@@ -5,7 +5,7 @@
 use protocol::mem::VmMemory;
 use protocol::units::{Gfn, VmId};
 
-use crate::page::{FRAME_BYTES, Frame};
+use crate::page::{FRAME_BYTES, Frame, REGION_WORDS};
 
 /// One page of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +67,7 @@ pub trait Mechanism {
     ///
     /// [`MechanismError`]; the page is then not mapped.
     fn map(&mut self, page: Page, frame: Frame, writable: bool) -> Result<(), MechanismError>;
-    /// Changes a mapped page's right to write.
+    /// Changes a mapped page's right to write, or maps a page again that kept its capability ([`Mechanism::demote`]).
     ///
     /// # Errors
     ///
@@ -75,6 +75,21 @@ pub trait Mechanism {
     fn protect(&mut self, page: Page, writable: bool) -> Result<(), MechanismError>;
     /// Takes a page from the guest and from its vmm-server's window.
     fn unmap(&mut self, page: Page);
+    /// Maps the 2 MiB region from page `first` on by one large, writable page of `block`, whose frame n is page n, in place of
+    /// the small pages. Bit n of `present` says that page n has a capability, mapped or not. The window stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`MechanismError`]; none of the region's pages has then a capability, for the guest or for the window.
+    fn promote(
+        &mut self,
+        first: Page,
+        block: u32,
+        present: &[u64; REGION_WORDS],
+    ) -> Result<(), MechanismError>;
+    /// Takes the large page of a region away: none of its pages is mapped, in the guest or in the window. All but the
+    /// first have capabilities of their own, so that [`Mechanism::protect`] maps them again.
+    fn demote(&mut self, first: Page);
     /// Maps a page into its vmm-server's window, in place of what was there.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use protocol::mem::VmMemory;
 use protocol::units::{MAX_VMS, VmId};
 
 use crate::mechanism::{Mechanism, MechanismError, Page};
-use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame};
+use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame, REGION_WORDS};
 use crate::spaces::{Kernel, Level, Object, SLAB_BITS, Slot};
 
 /// Contents of a page of the model machine: a tag that stands for 4096 bytes, or the bytes.
@@ -116,6 +116,10 @@ pub struct Counters {
     pub unmapped: u64,
     /// Pages made read-only or writable.
     pub protected: u64,
+    /// Regions mapped by one large page.
+    pub promoted: u64,
+    /// Regions whose large page was taken away.
+    pub demoted: u64,
     /// Writes to the swap disk.
     pub swap_writes: u64,
     /// Reads from it.
@@ -129,6 +133,8 @@ pub struct Broken {
     pub zeroing: bool,
     /// All frames count as equal.
     pub comparing: bool,
+    /// The kernel refuses large pages.
+    pub promoting: bool,
 }
 
 /// What nested tables map: per page the frame, and whether it is writable.
@@ -141,6 +147,10 @@ pub struct Machine {
     pub frames: Frames,
     /// What each VM's nested tables map: per page the frame, and whether it is writable.
     pub maps: Vec<Option<Map>>,
+    /// Regions that a large page maps, by VM and number.
+    pub large: HashSet<(VmId, u32)>,
+    /// Pages that kept their capabilities when a large page was taken away, and what these would map.
+    pub held: HashMap<(VmId, u32), Frame>,
     /// What each vmm-server's window maps.
     pub windows: Vec<BTreeMap<u32, (Frame, bool)>>,
     /// Counted operations.
@@ -163,6 +173,8 @@ impl Machine {
         Self {
             frames: Frames::new(blocks),
             maps: vec![None; MAX_VMS],
+            large: HashSet::new(),
+            held: HashMap::new(),
             windows: vec![BTreeMap::new(); MAX_VMS],
             counters: Counters::default(),
             signals: Vec::new(),
@@ -215,7 +227,10 @@ impl Machine {
         }
     }
 
+    /// What maps a page by itself; a large page does not.
     fn slot(&mut self, page: Page) -> &mut Option<(Frame, bool)> {
+        let region = page.index / FRAMES_PER_BLOCK;
+        assert!(!self.large.contains(&(page.vm, region)), "{page:?} is part of a large page");
         let map = self.maps[page.vm.0 as usize].as_mut().expect("a closed VM");
         &mut map[page.index as usize]
     }
@@ -268,6 +283,8 @@ impl Mechanism for Machine {
 
     fn close(&mut self, vm: VmId) {
         self.maps[vm.0 as usize] = None;
+        self.large.retain(|(owner, _)| *owner != vm);
+        self.held.retain(|(owner, _), _| *owner != vm);
         self.windows[vm.0 as usize].clear();
     }
 
@@ -276,6 +293,7 @@ impl Mechanism for Machine {
             return Err(MechanismError::Unknown);
         }
         self.counters.mapped += 1;
+        assert_eq!(self.held.get(&(page.vm, page.index)), None, "{page:?} has a capability");
         let before = self.slot(page).replace((frame, writable));
         assert_eq!(before, None, "{page:?} is mapped already");
         Ok(())
@@ -284,14 +302,60 @@ impl Mechanism for Machine {
     fn protect(&mut self, page: Page, writable: bool) -> Result<(), MechanismError> {
         self.counters.protected += 1;
         self.windows[page.vm.0 as usize].remove(&page.index);
-        self.slot(page).as_mut().expect("not mapped").1 = writable;
+        match self.held.remove(&(page.vm, page.index)) {
+            Some(frame) => *self.slot(page) = Some((frame, writable)),
+            None => self.slot(page).as_mut().expect("not mapped").1 = writable,
+        }
         Ok(())
     }
 
     fn unmap(&mut self, page: Page) {
         self.counters.unmapped += 1;
         self.windows[page.vm.0 as usize].remove(&page.index);
-        assert!(self.slot(page).take().is_some(), "{page:?} is not mapped");
+        let held = self.held.remove(&(page.vm, page.index)).is_some();
+        assert!(self.slot(page).take().is_some() || held, "{page:?} is not mapped");
+    }
+
+    fn promote(
+        &mut self,
+        first: Page,
+        block: u32,
+        present: &[u64; REGION_WORDS],
+    ) -> Result<(), MechanismError> {
+        assert!(first.index.is_multiple_of(FRAMES_PER_BLOCK) && first.gfn.0.is_multiple_of(512));
+        self.counters.promoted += 1;
+        let refuses = self.broken.promoting;
+        for page in 0..FRAMES_PER_BLOCK {
+            let said = present[page as usize / 64] >> (page % 64) & 1 != 0;
+            let frame = Frame(block * FRAMES_PER_BLOCK + page);
+            let index = first.index + page;
+            let held = self.held.remove(&(first.vm, index));
+            let small = self.slot(Page { index, ..first });
+            let before = small.replace((frame, true)).map(|(frame, _)| frame);
+            if refuses {
+                *small = None;
+                self.windows[first.vm.0 as usize].remove(&index);
+            }
+            assert_eq!(before.or(held).is_some(), said, "page {page} of {first:?}");
+            assert!(before.or(held).is_none_or(|small| small == frame), "page {page} is elsewhere");
+        }
+        if refuses {
+            return Err(MechanismError::Kernel(10));
+        }
+        self.large.insert((first.vm, first.index / FRAMES_PER_BLOCK));
+        Ok(())
+    }
+
+    fn demote(&mut self, first: Page) {
+        self.counters.demoted += 1;
+        assert!(self.large.remove(&(first.vm, first.index / FRAMES_PER_BLOCK)), "{first:?}: small");
+        for index in first.index..first.index + FRAMES_PER_BLOCK {
+            let page = self.slot(Page { index, ..first }).take();
+            if let Some((frame, _)) = page.filter(|_| index != first.index) {
+                self.held.insert((first.vm, index), frame);
+            }
+            self.windows[first.vm.0 as usize].remove(&index);
+        }
     }
 
     fn map_window(
@@ -532,7 +596,11 @@ impl ModelKernel {
             .iter()
             .filter(|(slot, capability)| {
                 let of_block = own(**slot) && capability.parent.is_none();
-                !matches!(capability.kind, Kind::Large { .. }) && !of_block
+                // A block's own frame, not a copy of it.
+                let parent = capability.parent.and_then(|parent| self.capabilities.get(&parent));
+                let is_frame = matches!(capability.kind, Kind::Large { .. })
+                    && parent.is_some_and(|parent| matches!(parent.kind, Kind::Untyped { .. }));
+                !is_frame && !of_block
             })
             .count()
     }
@@ -556,11 +624,20 @@ impl ModelKernel {
                 {
                     Some((frame, writable))
                 }
+                (Kind::Large { block }, Some((at, address, writable)))
+                    if at == place && address == gpa & !(LARGE - 1) =>
+                {
+                    let offset = (gpa & (LARGE - 1)) >> 12;
+                    Some((Frame(block * FRAMES_PER_BLOCK + offset as u32), writable))
+                }
                 _ => None,
             }
         })
     }
 }
+
+/// Bytes of a large page.
+const LARGE: u64 = 1 << 21;
 
 const fn span(level: Level) -> u64 {
     match level {
@@ -654,9 +731,49 @@ impl Kernel for ModelKernel {
         assert_eq!(self.kind(table), Kind::Nested(level));
         let (place, span) = (Where::Nested(root), span(level));
         self.check_tables(place, gpa, span);
+        if level == Level::Table {
+            assert_eq!(self.seen(place, gpa & !(LARGE - 1)), None, "a large page is there");
+        }
         assert!(self.tables.insert((place, span, gpa / span)), "the table is there");
         self.capabilities.get_mut(&table).expect("checked").mapped =
             Some((place, gpa / span, true));
+        Ok(())
+    }
+
+    fn unmap_nested_table(&mut self, table: Slot, level: Level) -> Result<(), u64> {
+        self.may_fail()?;
+        assert_eq!(self.kind(table), Kind::Nested(level));
+        let span = span(level);
+        let capability = self.capabilities.get_mut(&table).expect("checked");
+        let (place, at, _) = capability.mapped.take().expect("the table is in no space");
+        assert!(self.tables.remove(&(place, span, at)));
+        // The kernel empties it: capabilities of pages below it map nothing any more.
+        for capability in self.capabilities.values_mut() {
+            if matches!(capability.kind, Kind::Small(_))
+                && capability.mapped.is_some_and(|(seen, gpa, _)| seen == place && gpa / span == at)
+            {
+                capability.mapped = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_block(&mut self, block: Slot, to: Slot) -> Result<(), u64> {
+        self.may_fail()?;
+        let kind @ Kind::Large { .. } = self.kind(block) else { panic!("not a block") };
+        self.insert(to, kind, block);
+        Ok(())
+    }
+
+    fn map_nested_large(&mut self, frame: Slot, root: Slot, gpa: u64) -> Result<(), u64> {
+        self.may_fail()?;
+        assert_eq!(self.kind(root), Kind::Root);
+        assert!(matches!(self.kind(frame), Kind::Large { .. }) && gpa.is_multiple_of(LARGE));
+        let place = Where::Nested(root);
+        self.check_tables(place, gpa, LARGE);
+        assert!(!self.tables.contains(&(place, LARGE, gpa / LARGE)), "a table is in its place");
+        assert_eq!(self.seen(place, gpa), None, "{gpa:#x} is mapped already");
+        self.capabilities.get_mut(&frame).expect("checked").mapped = Some((place, gpa, true));
         Ok(())
     }
 

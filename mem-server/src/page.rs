@@ -18,6 +18,8 @@ impl Frame {
 
 /// Frames in a 2 MiB block.
 pub const FRAMES_PER_BLOCK: u32 = 512;
+/// Words of a bitmap of a 2 MiB region's pages.
+pub const REGION_WORDS: usize = FRAMES_PER_BLOCK as usize / 64;
 /// Bytes in a frame.
 pub const FRAME_BYTES: usize = 4096;
 /// Most frames (128 GiB): what an entry and a sharing record hold.
@@ -166,7 +168,7 @@ impl Entry {
     const STATE: u32 = 7;
     /// The nested tables map the page.
     const MAPPED: u32 = 1 << 3;
-    /// Mapped, but not writable.
+    /// Mapped, but not writable. Without [`Self::MAPPED`]: the page keeps a capability that maps nothing.
     const READ_ONLY: u32 = 1 << 4;
     /// A false match happened: never considered for sharing again.
     const INELIGIBLE: u32 = 1 << 5;
@@ -200,6 +202,11 @@ impl Entry {
         self.0 & (Self::MAPPED | Self::READ_ONLY) == Self::MAPPED
     }
 
+    /// Whether it has a capability of its own, whether or not that maps it now.
+    pub const fn has_capability(self) -> bool {
+        self.0 & (Self::MAPPED | Self::READ_ONLY) != 0
+    }
+
     /// Whether the scanner must leave it alone.
     pub const fn is_ineligible(self) -> bool {
         self.0 & Self::INELIGIBLE != 0
@@ -226,6 +233,11 @@ impl Entry {
         Self(self.0 & !(Self::MAPPED | Self::READ_ONLY))
     }
 
+    /// The same page, not mapped; its capability stays.
+    pub const fn held(self) -> Self {
+        Self(self.unmapped().0 | Self::READ_ONLY)
+    }
+
     /// The same page, not mapped and no longer watched.
     pub const fn unmapped_plain(self) -> Self {
         Self(self.unmapped().0 & !Self::SAMPLED)
@@ -250,7 +262,7 @@ impl core::fmt::Debug for Entry {
             self.state(),
             self.value(),
             if self.is_mapped() { " mapped" } else { "" },
-            if self.0 & Self::READ_ONLY != 0 { " read-only" } else { "" },
+            if self.has_capability() && !self.is_writable() { " read-only" } else { "" },
             if self.is_ineligible() { " ineligible" } else { "" },
             if self.is_sampled() { " sampled" } else { "" },
         )
@@ -273,6 +285,7 @@ mod tests {
                     plain.mapped(true).unmapped(),
                     plain.ineligible().mapped(false),
                     plain.mapped(true).sampled(),
+                    plain.mapped(true).held(),
                 ] {
                     assert_eq!(entry.state(), state);
                     assert_eq!(entry.value(), value);
@@ -283,6 +296,9 @@ mod tests {
                 assert!(plain.mapped(true).ineligible().is_writable());
                 assert!(!plain.mapped(true).sampled().is_mapped());
                 assert!(!plain.sampled().mapped(true).is_sampled());
+                let held = plain.mapped(true).held();
+                assert!(held.has_capability() && !held.is_mapped() && !held.is_writable());
+                assert!(held.mapped(true).is_writable() && !held.unmapped().has_capability());
             }
         }
     }

@@ -4,4 +4,5 @@ pub mod allocation;
 pub mod balloon;
 pub mod estimator;
 pub mod iopage;
+pub mod large;
 pub mod pressure;

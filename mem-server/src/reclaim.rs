@@ -5,6 +5,7 @@ use protocol::units::{Gfn, MAX_VMS, VmId};
 
 use crate::mechanism::{Mechanism, Page};
 use crate::page::{Entry, FRAME_BYTES, Frame, PageOp, PageState};
+use crate::policy::large::Demotion;
 use crate::server::{Fault, FaultKind, Server, Vm};
 use crate::sharing::Scanned;
 use crate::tier::{Freed, SCRATCH, Transfer, compress, pack, unpack};
@@ -187,7 +188,7 @@ impl Server<'_> {
             return false;
         }
         let frame = Frame(entry.value());
-        self.unmap(vm, index, mechanism);
+        self.unmap(vm, index, Demotion::Paging, mechanism);
         let mut page = [0; FRAME_BYTES];
         let mut packed = [0; SCRATCH];
         mechanism.load(frame, &mut page);
@@ -285,7 +286,7 @@ impl Server<'_> {
         let Some(transfer) = self.free_transfer() else { return false };
         let Some(slot) = self.swap.take() else { return false };
         let frame = Frame(entry.value());
-        self.unmap(vm, index, mechanism);
+        self.unmap(vm, index, Demotion::Paging, mechanism);
         if !mechanism.swap_write(transfer, slot, frame) {
             self.swap.free(slot);
             return false;
@@ -434,7 +435,7 @@ impl Server<'_> {
         }
         let Some(to) = self.ledger.allocate_below(limit) else { return false };
         // Nobody may write between copy and switch.
-        self.unmap(vm, index, mechanism);
+        self.unmap(vm, index, Demotion::Moving, mechanism);
         mechanism.copy(from, to);
         let kept = if entry.is_ineligible() {
             Entry::new(PageState::Private, to.0).ineligible()

@@ -9,11 +9,12 @@ use protocol::units::{Gfn, MAX_VMS, Nanos, Pages, VmId};
 
 use crate::admission::{self, Claim, Supply};
 use crate::background::{Background, Tokens};
-use crate::ledger::{self, Block, Ledger};
+use crate::ledger::{Block, Ledger};
 use crate::mechanism::{Mechanism, MechanismError, Page};
 use crate::page::{Entry, FRAMES_PER_BLOCK, Frame, PageOp, PageState, next};
 use crate::policy::balloon::Controller;
 use crate::policy::estimator::{Averages, ONE, Source};
+use crate::policy::large::{Demotion, Region};
 use crate::policy::pressure::{Pressure, Thresholds};
 use crate::random::Random;
 use crate::share::{Record, ShareTable};
@@ -25,8 +26,8 @@ pub struct Tables<'a> {
     pub blocks: &'a mut [Block],
     /// Guest page entries; VMs get parts of it as they come.
     pub entries: &'a mut [Entry],
-    /// One per 512 entries: the block reserved for the region.
-    pub regions: &'a mut [u32],
+    /// One per 512 entries.
+    pub regions: &'a mut [Region],
     /// Records of the sharing table.
     pub records: &'a mut [Record],
     /// Its chain heads.
@@ -58,6 +59,8 @@ pub struct Policy {
     pub swap_slots: u32,
     /// Frames only copy-on-write breaks may use, in permille of all.
     pub break_reserve: u32,
+    /// Regions that can be are mapped by large pages.
+    pub large_pages: bool,
     /// Secret of this boot: seeds the page hash and every random choice.
     pub secret: u64,
 }
@@ -74,6 +77,7 @@ impl Default for Policy {
             balloon_period: Nanos::from_secs(1),
             swap_slots: 0,
             break_reserve: 5,
+            large_pages: false,
             secret: 0,
         }
     }
@@ -113,6 +117,8 @@ pub struct Vm {
     pub(crate) base: u32,
     /// Nested tables are made.
     pub(crate) open: bool,
+    /// Its regions that large pages map.
+    pub large: u32,
     /// Pages by state.
     pub(crate) counts: [u32; PageState::ALL.len()],
     /// Faults by kind.
@@ -181,7 +187,7 @@ pub struct Released {
 pub struct Server<'a> {
     pub(crate) ledger: Ledger<'a>,
     pub(crate) entries: &'a mut [Entry],
-    pub(crate) regions: &'a mut [u32],
+    pub(crate) regions: &'a mut [Region],
     pub(crate) vms: [Option<Vm>; MAX_VMS],
     /// The machine's frame of zeros.
     pub(crate) zero: Frame,
@@ -224,6 +230,12 @@ pub struct Counters {
     pub swap_errors: u64,
     /// Pages copied to other frames so that a block became wholly free.
     pub moved: u64,
+    /// Regions mapped by a large page.
+    pub promotions: u64,
+    /// Large pages taken apart, by [`Demotion`].
+    pub demotions: [u64; Demotion::ALL.len()],
+    /// Pages copied into their places so that a region can be large.
+    pub gathered: u64,
     /// Rebalances.
     pub rebalances: u64,
     /// Ticks spent on scanned pages that were not merged.
@@ -290,7 +302,7 @@ impl<'a> Server<'a> {
     pub fn state_bytes(&self) -> u64 {
         let pages: u64 = self.vms.iter().flatten().map(|vm| vm.memory.size.0).sum();
         let regions = pages.div_ceil(u64::from(FRAMES_PER_BLOCK));
-        pages * size_of::<Entry>() as u64 + regions * size_of::<u32>() as u64
+        pages * size_of::<Entry>() as u64 + regions * size_of::<Region>() as u64
     }
 
     /// Bytes of the sharing table.
@@ -343,6 +355,7 @@ impl<'a> Server<'a> {
             claim,
             base,
             open: false,
+            large: 0,
             counts,
             faults: [0; FAULT_KINDS],
             balloon_ready: false,
@@ -365,7 +378,7 @@ impl<'a> Server<'a> {
         self.entries[range].fill(Entry::ABSENT);
         let first = (base / FRAMES_PER_BLOCK) as usize;
         self.regions[first..first + memory.size.0 as usize / FRAMES_PER_BLOCK as usize]
-            .fill(ledger::NONE);
+            .fill(Region::NEW);
         Ok(())
     }
 
@@ -474,7 +487,7 @@ impl<'a> Server<'a> {
         let before = self.free();
         let Some(record) = self.vm(vm) else { return 0 };
         for index in 0..record.memory.size.0 as u32 {
-            self.unmap(vm, index, mechanism);
+            self.unmap(vm, index, Demotion::Reset, mechanism);
             self.forget(vm, index);
         }
         if let Some(record) = &mut self.vms[vm.0 as usize] {
@@ -540,10 +553,19 @@ impl<'a> Server<'a> {
         }
     }
 
-    pub(crate) fn unmap(&mut self, vm: VmId, index: u32, mechanism: &mut impl Mechanism) {
+    /// Takes a page from the guest and from its vmm-server's window; if a large page maps it, that is taken apart and
+    /// `reason` is why.
+    pub(crate) fn unmap(
+        &mut self,
+        vm: VmId,
+        index: u32,
+        reason: Demotion,
+        mechanism: &mut impl Mechanism,
+    ) {
+        self.demote(vm, index, reason, mechanism);
         let Some(record) = self.vms[vm.0 as usize].as_ref() else { return };
         let entry = &mut self.entries[(record.base + index) as usize];
-        if entry.is_mapped() {
+        if entry.has_capability() {
             *entry = entry.unmapped();
             let gfn = record.memory.gfn_of(index);
             mechanism.unmap(Page { vm, index, gfn });
@@ -554,10 +576,10 @@ impl<'a> Server<'a> {
     #[inline]
     pub(crate) fn allocate(&mut self, vm: VmId, base: u32, index: u32) -> Option<Frame> {
         let region = index / FRAMES_PER_BLOCK;
-        let hint = &mut self.regions[(base / FRAMES_PER_BLOCK + region) as usize];
+        let known = &mut self.regions[(base / FRAMES_PER_BLOCK + region) as usize];
         let (frame, block) =
-            self.ledger.allocate(vm.0 as u8, region, index % FRAMES_PER_BLOCK, *hint)?;
-        *hint = block;
+            self.ledger.allocate(vm.0 as u8, region, index % FRAMES_PER_BLOCK, known.block)?;
+        known.block = block;
         Some(frame)
     }
 
@@ -678,7 +700,13 @@ impl<'a> Server<'a> {
                     // Another processor of the VM was first.
                     return Fault::Mapped;
                 }
-                let done = if entry.is_mapped() {
+                if entry.has_capability() && !entry.is_mapped() {
+                    self.map_around(page, base, mechanism);
+                }
+                let entry = self.entries[(base + page.index) as usize];
+                let done = if entry.is_writable() {
+                    Ok(())
+                } else if entry.has_capability() {
                     mechanism.protect(page, true).map_err(|_| Refusal::NoMemory)
                 } else {
                     self.map(page, frame, true, mechanism)
@@ -796,9 +824,9 @@ impl<'a> Server<'a> {
         ranges: impl Iterator<Item = GfnRange>,
         mechanism: &mut impl Mechanism,
     ) -> Released {
-        let op = match reason {
-            release_reason::BALLOON => PageOp::Balloon,
-            release_reason::FREE_REPORT => PageOp::Discard,
+        let (op, demotion) = match reason {
+            release_reason::BALLOON => (PageOp::Balloon, Demotion::Balloon),
+            release_reason::FREE_REPORT => (PageOp::Discard, Demotion::Report),
             _ => return Released::default(),
         };
         self.for_ranges(vm, ranges, |server, index| {
@@ -807,7 +835,7 @@ impl<'a> Server<'a> {
             if next(entry.state(), op).is_none() {
                 return false;
             }
-            server.unmap(vm, index, mechanism);
+            server.unmap(vm, index, demotion, mechanism);
             server.drop_contents(entry);
             server.change(vm, index, op, 0)
         })
@@ -997,6 +1025,7 @@ impl<'a> Server<'a> {
             balloon: count(PageState::Ballooned),
             balloon_target: record.balloon_target,
             overhead: record.claim.overhead,
+            large: u64::from(record.large * FRAMES_PER_BLOCK),
             faults: record.faults,
         })
     }
@@ -1021,6 +1050,7 @@ impl<'a> Server<'a> {
     /// What does not agree.
     pub fn check(&self) -> Result<(), &'static str> {
         self.ledger.check()?;
+        self.check_large()?;
         let mut private = 0u64;
         for record in self.vms.iter().flatten() {
             let mut counts = [0; PageState::ALL.len()];
@@ -1036,11 +1066,15 @@ impl<'a> Server<'a> {
                     entry.state(),
                     PageState::Private | PageState::Shared | PageState::Zero
                 );
-                if entry.is_mapped() && !resident {
+                if entry.has_capability() && !resident {
                     return Err("a page is mapped and not in memory");
                 }
-                if entry.is_writable() && entry.state() != PageState::Private {
+                let is_private = entry.state() == PageState::Private;
+                if entry.is_writable() && !is_private {
                     return Err("a page others see is writable");
+                }
+                if entry.has_capability() && !entry.is_mapped() && !is_private {
+                    return Err("a page others see keeps a capability that does not map it");
                 }
             }
             if counts != record.counts {
@@ -1079,4 +1113,4 @@ impl<'a> Server<'a> {
 
 #[cfg(test)]
 #[path = "server_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -11,17 +11,17 @@ use proptest::prelude::*;
 use protocol::mem::Sharing;
 
 /// A server with all its memory, a model machine, and what each guest wrote.
-struct World<'a> {
-    server: Server<'a>,
-    machine: Machine,
-    oracle: HashMap<(u16, u32), u64>,
+pub(crate) struct World<'a> {
+    pub(crate) server: Server<'a>,
+    pub(crate) machine: Machine,
+    pub(crate) oracle: HashMap<(u16, u32), u64>,
 }
 
 /// Memory of a server's tables.
 struct Store {
     blocks: Vec<Block>,
     entries: Vec<Entry>,
-    regions: Vec<u32>,
+    regions: Vec<Region>,
     records: Vec<Record>,
     buckets: Vec<u32>,
     pool: Vec<PoolFrame>,
@@ -34,7 +34,7 @@ impl Store {
         Self {
             blocks: vec![Block::EMPTY; blocks as usize],
             entries: vec![Entry::ABSENT; frames * 4],
-            regions: vec![ledger::NONE; blocks as usize * 4],
+            regions: vec![Region::NEW; blocks as usize * 4],
             records: vec![Record::EMPTY; records],
             buckets: vec![0; records],
             pool: vec![PoolFrame::NONE; frames / 4],
@@ -44,7 +44,7 @@ impl Store {
 }
 
 impl World<'static> {
-    fn new(blocks: u32, records: usize, policy: Policy) -> Self {
+    pub(crate) fn new(blocks: u32, records: usize, policy: Policy) -> Self {
         World::over(Box::leak(Box::new(Store::new(blocks, records))), policy)
     }
 }
@@ -65,7 +65,7 @@ impl<'a> World<'a> {
         Self { server, machine, oracle: HashMap::new() }
     }
 
-    fn admit(&mut self, vm: u16, mib: u64, sharing: Sharing) {
+    pub(crate) fn admit(&mut self, vm: u16, mib: u64, sharing: Sharing) {
         let mut memory = VmMemory::new(Pages(mib * 256));
         memory.controls.sharing = sharing;
         let reply =
@@ -73,12 +73,12 @@ impl<'a> World<'a> {
         assert!(matches!(reply, MemReply::Created { .. }), "{reply:?}");
     }
 
-    fn gfn(&self, vm: u16, index: u32) -> Gfn {
+    pub(crate) fn gfn(&self, vm: u16, index: u32) -> Gfn {
         self.server.vm(VmId(vm)).unwrap().memory.gfn_of(index)
     }
 
     /// Faults until the page is there; false if it is refused.
-    fn touch(&mut self, vm: u16, index: u32, write: bool) -> bool {
+    pub(crate) fn touch(&mut self, vm: u16, index: u32, write: bool) -> bool {
         let gfn = self.gfn(vm, index);
         for _ in 0..200 {
             let access = if write { access::WRITE } else { 0 };
@@ -101,7 +101,7 @@ impl<'a> World<'a> {
         panic!("page {index} of VM {vm} never arrives");
     }
 
-    fn write(&mut self, vm: u16, index: u32, tag: u64) -> bool {
+    pub(crate) fn write(&mut self, vm: u16, index: u32, tag: u64) -> bool {
         while !self.machine.write(VmId(vm), index, Content::Tag(tag)) {
             if !self.touch(vm, index, true) {
                 return false;
@@ -111,7 +111,7 @@ impl<'a> World<'a> {
         true
     }
 
-    fn read(&mut self, vm: u16, index: u32) -> bool {
+    pub(crate) fn read(&mut self, vm: u16, index: u32) -> bool {
         let expected = self.oracle.get(&(vm, index)).copied().unwrap_or(0);
         loop {
             if let Some(content) = self.machine.read(VmId(vm), index) {
@@ -124,7 +124,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn read_all(&mut self) {
+    pub(crate) fn read_all(&mut self) {
         let written: Vec<(u16, u32)> = self.oracle.keys().copied().collect();
         for (vm, index) in written {
             assert!(self.read(vm, index), "page {index} of VM {vm} is lost");
@@ -132,7 +132,7 @@ impl<'a> World<'a> {
     }
 
     /// Gives VM 0, which shares with VM 1's page of 42, pages in every state.
-    fn pages_in_every_state(&mut self) {
+    pub(crate) fn pages_in_every_state(&mut self) {
         for index in 0..6 {
             self.write(0, index, 42);
             self.scan(0, index);
@@ -151,17 +151,17 @@ impl<'a> World<'a> {
         self.server.release(VmId(0), release_reason::BALLOON, range, &mut self.machine);
     }
 
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         assert_eq!(self.server.check(), Ok(()));
         self.machine.check();
     }
 
-    fn scan(&mut self, vm: u16, index: u32) -> Scanned {
+    pub(crate) fn scan(&mut self, vm: u16, index: u32) -> Scanned {
         self.server.scan_page(VmId(vm), index, &mut self.machine)
     }
 }
 
-fn swapping() -> Policy {
+pub(crate) fn swapping() -> Policy {
     Policy { swap_slots: 4096, secret: 7, ..Policy::default() }
 }
 
@@ -445,10 +445,12 @@ proptest! {
     #[test]
     fn guests_read_what_they_wrote_whatever_happens(
         seed in any::<u64>(),
-        steps in prop::collection::vec((0u8..15, 0u16..3, 0u32..600, 0u64..6), 50..600),
+        large_pages in any::<bool>(),
+        steps in prop::collection::vec((0u8..17, 0u16..3, 0u32..600, 0u64..6), 50..600),
     ) {
         // 2 blocks for 3 guests of 2 MiB: overcommitted by half.
-        let policy = Policy { swap_slots: 1536, secret: seed, break_reserve: 20, ..Policy::default() };
+        let policy = Policy { break_reserve: 20, large_pages, ..Policy::default() };
+        let policy = Policy { swap_slots: 1536, secret: seed, ..policy };
         let mut world = World::new(2, 256, policy);
         for vm in 0..3 {
             world.admit(vm, 2, Sharing::Group(0));
@@ -487,6 +489,10 @@ proptest! {
                     world.server.swap_done(transfer, ok);
                 },
                 13 => { world.server.empty_a_block(None, &mut world.machine); }
+                14 => for at in 0..460 {
+                    world.write(vm, at, INCOMPRESSIBLE | u64::from(at));
+                },
+                15 if large_pages => { world.server.promote(VmId(vm), 0, &mut world.machine); }
                 _ => {
                     now += value * 7;
                     world.server.tick(Nanos::from_secs(now), &mut world.machine);

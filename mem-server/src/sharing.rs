@@ -6,6 +6,7 @@ use protocol::units::VmId;
 use crate::hash::mix;
 use crate::mechanism::{Mechanism, Page};
 use crate::page::{Entry, Frame, PageOp, PageState};
+use crate::policy::large::Demotion;
 use crate::server::{Fault, FaultKind, Server};
 use crate::share::{Domain, Found};
 
@@ -82,7 +83,7 @@ impl Server<'_> {
                 };
                 let common = Frame(held.value());
                 // Nobody may write either page from the comparison on.
-                self.unmap(vm, index, mechanism);
+                self.unmap(vm, index, Demotion::Sharing, mechanism);
                 if !mechanism.equal(frame, common) {
                     return self.false_match(page);
                 }
@@ -113,10 +114,16 @@ impl Server<'_> {
         if !in_domain || !inside {
             return false;
         }
-        let Some((page, entry)) = self.page(vm, index) else { return false };
+        let Some((_, entry)) = self.page(vm, index) else { return false };
         if entry.state() != PageState::Private || entry.is_ineligible() {
             return false;
         }
+        self.demote(vm, index, Demotion::Sharing, mechanism);
+        if self.page(vm, index).is_some_and(|(_, entry)| !entry.is_mapped()) {
+            // It may have kept a capability.
+            self.unmap(vm, index, Demotion::Sharing, mechanism);
+        }
+        let Some((page, entry)) = self.page(vm, index) else { return false };
         if entry.is_writable() {
             if mechanism.protect(page, false).is_err() {
                 return false;
@@ -128,7 +135,7 @@ impl Server<'_> {
     }
 
     fn merge_zero(&mut self, page: Page, frame: Frame, mechanism: &mut impl Mechanism) -> Scanned {
-        self.unmap(page.vm, page.index, mechanism);
+        self.unmap(page.vm, page.index, Demotion::Sharing, mechanism);
         // Again, now that nobody can write it.
         if !mechanism.is_zero(frame) {
             return Scanned::Alone;
@@ -146,7 +153,7 @@ impl Server<'_> {
         common: Frame,
         mechanism: &mut impl Mechanism,
     ) -> Scanned {
-        self.unmap(page.vm, page.index, mechanism);
+        self.unmap(page.vm, page.index, Demotion::Sharing, mechanism);
         if !mechanism.equal(frame, common) {
             return self.false_match(page);
         }
@@ -198,7 +205,7 @@ impl Server<'_> {
                 return Fault::Refused(Refusal::NoMemory);
             }
         }
-        self.unmap(page.vm, page.index, mechanism);
+        self.unmap(page.vm, page.index, Demotion::Sharing, mechanism);
         self.drop_contents(entry);
         self.change(page.vm, page.index, PageOp::Break, frame.0);
         self.finish_break(page, base, frame, FaultKind::Break, mechanism)
@@ -212,7 +219,7 @@ impl Server<'_> {
         entry: Entry,
         mechanism: &mut impl Mechanism,
     ) -> Fault {
-        self.unmap(page.vm, page.index, mechanism);
+        self.unmap(page.vm, page.index, Demotion::Sharing, mechanism);
         let Some(frame) = self.share.drop_reference(entry.value()) else {
             return Fault::Refused(Refusal::Lost);
         };

@@ -12,7 +12,7 @@ use protocol::mem::VmMemory;
 use protocol::units::{MAX_VMS, VmId};
 
 use crate::mechanism::{Mechanism, MechanismError, Page};
-use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame};
+use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame, REGION_WORDS};
 
 /// A capability slot of the server.
 pub type Slot = u64;
@@ -105,6 +105,24 @@ pub trait Kernel {
         root: Slot,
         gpa: u64,
     ) -> Result<(), u64>;
+    /// Takes a table out of a nested space, and with it every page it maps.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn unmap_nested_table(&mut self, table: Slot, level: Level) -> Result<(), u64>;
+    /// Makes a second capability of a block's 2 MiB frame: one maps one place.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn copy_block(&mut self, block: Slot, to: Slot) -> Result<(), u64>;
+    /// Maps a 2 MiB frame, writable, into a nested space where no table is.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn map_nested_large(&mut self, frame: Slot, root: Slot, gpa: u64) -> Result<(), u64>;
     /// Maps a frame into the window of a vmm-server.
     ///
     /// # Errors
@@ -193,7 +211,9 @@ pub struct Space {
     arena_used: u32,
     /// Slab of each 4096 pages, 0 if none yet.
     slabs: [u16; PAGE_SLABS_MAX],
-    /// One bit per region: nested table there, window table there.
+    /// Slot in its first slab of each region's nested table, 0 if there is none yet.
+    region_tables: [u16; REGIONS_MAX],
+    /// One bit per region: nested table in its place, window table there.
     nested: [u64; REGIONS_MAX / 64],
     window: [u64; REGIONS_MAX / 64],
     /// One bit per GiB.
@@ -212,6 +232,7 @@ impl Space {
         arena: u32::MAX,
         arena_used: 0,
         slabs: [0; PAGE_SLABS_MAX],
+        region_tables: [0; REGIONS_MAX],
         nested: [0; REGIONS_MAX / 64],
         window: [0; REGIONS_MAX / 64],
         nested_directories: 0,
@@ -393,6 +414,18 @@ impl<'a, K: Kernel> Spaces<'a, K> {
         (self.spaces[vm.0 as usize].first << SLAB_BITS) as Slot
     }
 
+    /// The nested table of a page's region: one taken out for a large page, or a new one.
+    fn region_table(&mut self, page: Page) -> Result<Slot, MechanismError> {
+        let at = page.vm.0 as usize;
+        let region = (page.index / REGION_PAGES) as usize;
+        let first = Slot::from(self.spaces[at].first) << SLAB_BITS;
+        if self.spaces[at].region_tables[region] == 0 {
+            let table = self.make_table(page.vm, Object::NestedTable(Level::Table))?;
+            self.spaces[at].region_tables[region] = (table - first) as u16;
+        }
+        Ok(first + Slot::from(self.spaces[at].region_tables[region]))
+    }
+
     /// Makes the nested tables above `page` that are missing.
     fn make_nested_tables(&mut self, page: Page) -> Result<(), MechanismError> {
         let region = page.index / REGION_PAGES;
@@ -408,7 +441,10 @@ impl<'a, K: Kernel> Spaces<'a, K> {
             &[Level::Table][..]
         };
         for level in levels {
-            let table = self.make_table(page.vm, Object::NestedTable(*level))?;
+            let table = match level {
+                Level::Table => self.region_table(page)?,
+                _ => self.make_table(page.vm, Object::NestedTable(*level))?,
+            };
             self.kernel
                 .map_nested_table(table, *level, root, gpa)
                 .map_err(MechanismError::Kernel)?;
@@ -605,6 +641,27 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
         self.unmap_window(page);
     }
 
+    fn promote(
+        &mut self,
+        first: Page,
+        block: u32,
+        present: &[u64; REGION_WORDS],
+    ) -> Result<(), MechanismError> {
+        let mut present = *present;
+        self.make_large(first, block, &mut present).inspect_err(|_| {
+            let slot = self.region_slot(first);
+            for page in (0..REGION_PAGES).filter(|page| is_set(&present, *page)) {
+                self.kernel.delete(slot + Slot::from(page));
+            }
+            self.unmap_region_window(first);
+        })
+    }
+
+    fn demote(&mut self, first: Page) {
+        self.kernel.delete(self.region_slot(first));
+        self.unmap_region_window(first);
+    }
+
     fn map_window(
         &mut self,
         page: Page,
@@ -695,6 +752,63 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
 
     fn swap_read(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
         self.kernel.swap_read(transfer, slot, frame)
+    }
+}
+
+const fn is_set(pages: &[u64; REGION_WORDS], page: u32) -> bool {
+    pages[page as usize / 64] >> (page % 64) & 1 != 0
+}
+
+/// Large pages. The capability that maps one is in the slot of the region's first page; the other pages keep theirs, which map
+/// nothing as their table is out of its place.
+impl<K: Kernel> Spaces<'_, K> {
+    /// Slot of a region's first page, whose slab is made.
+    fn region_slot(&self, first: Page) -> Slot {
+        let slab = self.spaces[first.vm.0 as usize].slabs[(first.index >> SLAB_BITS) as usize];
+        (Slot::from(slab) << SLAB_BITS) + Slot::from(first.index % SLAB_SLOTS)
+    }
+
+    fn unmap_region_window(&mut self, first: Page) {
+        for index in first.index..first.index + REGION_PAGES {
+            // The window goes by the page's number alone.
+            self.unmap_window(Page { index, ..first });
+        }
+    }
+
+    /// As [`Mechanism::promote`], but on errors it leaves what is `present`.
+    fn make_large(
+        &mut self,
+        first: Page,
+        block: u32,
+        present: &mut [u64; REGION_WORDS],
+    ) -> Result<(), MechanismError> {
+        let (at, region) = (first.vm.0 as usize, (first.index / REGION_PAGES) as usize);
+        if self.spaces[at].region_tables[region] == 0 {
+            self.page_slot(first)?;
+        }
+        let slot = self.region_slot(first);
+        if self.spaces[at].nested[region / 64] & 1 << (region % 64) != 0 {
+            let table = self.region_table(first)?;
+            self.kernel.unmap_nested_table(table, Level::Table).map_err(MechanismError::Kernel)?;
+            self.spaces[at].nested[region / 64] &= !(1 << (region % 64));
+        }
+        let frame = self.layout.frame(block);
+        for page in 1..REGION_PAGES {
+            if !is_set(present, page) {
+                self.kernel
+                    .derive(frame, page, slot + Slot::from(page))
+                    .map_err(MechanismError::Kernel)?;
+                present[page as usize / 64] |= 1 << (page % 64);
+            }
+        }
+        if is_set(present, 0) {
+            self.kernel.delete(slot);
+            present[0] &= !1;
+        }
+        self.kernel.copy_block(frame, slot).map_err(MechanismError::Kernel)?;
+        present[0] |= 1;
+        let root = self.nested_root(first.vm);
+        self.kernel.map_nested_large(slot, root, first.gfn.gpa()).map_err(MechanismError::Kernel)
     }
 }
 

@@ -1,9 +1,10 @@
 //! The server over the model kernel: capabilities, tables and mappings agree after every step.
 
 use super::*;
-use crate::ledger::{self, Block};
+use crate::ledger::Block;
 use crate::model::{Content, ModelKernel};
 use crate::page::{Entry, PageState};
+use crate::policy::large::{Demotion, Region};
 use crate::server::{Fault, Policy, Server, Tables};
 use crate::share::Record;
 use crate::tier::PoolFrame;
@@ -16,7 +17,7 @@ const BLOCKS: u32 = 12;
 struct Store {
     blocks: Vec<Block>,
     entries: Vec<Entry>,
-    regions: Vec<u32>,
+    regions: Vec<Region>,
     holds: Vec<Hold>,
     spaces: Vec<Space>,
     records: Vec<Record>,
@@ -30,7 +31,7 @@ impl Store {
         Self {
             blocks: vec![Block::EMPTY; BLOCKS as usize],
             entries: vec![Entry::ABSENT; 16 * 512],
-            regions: vec![ledger::NONE; 16],
+            regions: vec![Region::NEW; 16],
             holds: vec![Hold::NEW; BLOCKS as usize],
             spaces: (0..MAX_VMS).map(|_| Space::NEW).collect(),
             records: vec![Record::EMPTY; 512],
@@ -53,7 +54,7 @@ impl Store {
             pool: &mut self.pool,
             swap: &mut self.swap,
         };
-        let policy = Policy { swap_slots: 8192, ..Policy::default() };
+        let policy = Policy { swap_slots: 8192, large_pages: true, ..Policy::default() };
         let server = Server::new(tables, policy, &mut spaces).unwrap();
         (server, spaces)
     }
@@ -238,11 +239,80 @@ fn kernel_failures_leave_nothing_half_made() {
     }
 }
 
+/// Fills a VM's first region.
+fn fill(server: &mut Server<'_>, vm: VmId, spaces: &mut Spaces<'_, ModelKernel>) {
+    for gfn in (0..512).map(Gfn) {
+        assert_eq!(server.fault_in(vm, gfn, access::WRITE, spaces), Fault::Mapped);
+    }
+}
+
+#[test]
+fn a_large_page_shows_the_same_frames_and_leaves_small_pages_behind() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    let vm = VmId(1);
+    let made = server.order(MemRequest::CreateVm { vm, memory: memory(4) }, &mut spaces);
+    assert!(matches!(made, MemReply::Created { .. }), "{made:?}");
+    fill(&mut server, vm, &mut spaces);
+    assert_eq!(server.window_fault(vm, Gfn(9), true, &mut spaces), Fault::Mapped);
+    let seen = |spaces: &mut Spaces<'_, ModelKernel>| {
+        (0..512).map(|gfn| spaces.kernel().nested(vm, Gfn(gfn).gpa())).collect::<Vec<_>>()
+    };
+    let small = seen(&mut spaces);
+    for round in 0..3 {
+        assert!(server.promote(vm, 0, &mut spaces));
+        check(&server, &mut spaces);
+        assert_eq!(seen(&mut spaces), small, "round {round}");
+        let window = spaces.kernel().window(vm, Gfn(9).gpa());
+        assert_eq!(window, small[9]);
+        // A page of the next region is small beside it.
+        assert_eq!(server.fault_in(vm, Gfn(600), 0, &mut spaces), Fault::Mapped);
+        server.demote(vm, 100, Demotion::Sampling, &mut spaces);
+        check(&server, &mut spaces);
+        assert!(seen(&mut spaces).iter().all(Option::is_none));
+        assert_eq!(spaces.kernel().window(vm, Gfn(9).gpa()), None);
+        fill(&mut server, vm, &mut spaces);
+        assert_eq!(seen(&mut spaces), small);
+        assert_eq!(server.window_fault(vm, Gfn(9), true, &mut spaces), Fault::Mapped);
+    }
+    assert!(server.promote(vm, 0, &mut spaces));
+    server.release_vm(vm, &mut spaces);
+    assert_eq!(spaces.kernel().leftovers(), 0);
+}
+
+#[test]
+fn kernel_failures_leave_a_region_small_and_whole() {
+    for calls in 0..6 {
+        let mut store = Store::new();
+        let (mut server, mut spaces) = store.start();
+        let vm = VmId(1);
+        server.admit(vm, memory(4), &mut spaces).unwrap();
+        fill(&mut server, vm, &mut spaces);
+        // A hole, so that a capability must be made as well.
+        let hole = GfnRange::new(Gfn(77), 1).into_iter();
+        server.release(vm, release_reason::FREE_REPORT, hole, &mut spaces);
+        assert_eq!(server.window_fault(vm, Gfn(9), true, &mut spaces), Fault::Mapped);
+        spaces.kernel().fail_after = Some(calls);
+        let done = server.promote(vm, 0, &mut spaces);
+        assert_eq!(done, calls >= 4, "after {calls} calls");
+        check(&server, &mut spaces);
+        assert_eq!(spaces.kernel().window(vm, Gfn(9).gpa()).is_some(), done);
+        spaces.kernel().fail_after = None;
+        if !done {
+            fill(&mut server, vm, &mut spaces);
+            assert!(server.promote(vm, 0, &mut spaces));
+        }
+        assert!((0..512).all(|gfn| spaces.kernel().nested(vm, Gfn(gfn).gpa()).is_some()));
+        server.release_vm(vm, &mut spaces);
+        assert_eq!(spaces.kernel().leftovers(), 0);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn any_sequence_keeps_the_books(
-        steps in prop::collection::vec((0u8..8, 0u16..3, 0u64..1030, 1u64..600), 1..80),
+        steps in prop::collection::vec((0u8..10, 0u16..3, 0u64..1030, 1u64..600), 1..80),
     ) {
         let mut store = Store::new();
         let (mut server, mut spaces) = store.start();
@@ -262,6 +332,10 @@ proptest! {
                 }
                 5 => { server.deflate(vm, range.into_iter()); }
                 6 => { server.reset(vm, &mut spaces); }
+                7 => for gfn in (0..512).map(Gfn) {
+                    server.fault_in(vm, gfn, access::WRITE, &mut spaces);
+                },
+                8 => { server.promote(vm, (gfn.0 / 512) as u32, &mut spaces); }
                 _ => if gfn.0 < 200 { server.release_vm(vm, &mut spaces); },
             }
             prop_assert_eq!(server.check(), Ok(()));

@@ -477,6 +477,8 @@ pub struct MemoryStats {
     pub tax_paid: Pages,
     /// What the allocation policy wants it to have.
     pub target: Pages,
+    /// Its pages that are mapped by large pages.
+    pub large: Pages,
 }
 
 /// Disk work of a VM, all its disks together.

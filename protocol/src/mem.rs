@@ -518,6 +518,8 @@ pub struct VmStats {
     pub tax_paid: u64,
     /// Overhead: capabilities, tables.
     pub overhead: u64,
+    /// Mapped by large pages.
+    pub large: u64,
     /// Faults by kind: first touch, copy-on-write, decompressed, swapped in, balloon popped, mapped again, window.
     pub faults: [u64; 7],
     /// Waiting because of [`PressureState::Low`].
@@ -549,7 +551,13 @@ pub struct Explanation {
     pub at: Nanos,
     /// What made it be computed.
     pub trigger: Trigger,
+    /// Regions of 2 MiB that are small because something took their large page apart, by [`DEMOTIONS`].
+    pub taken_apart: [u32; DEMOTIONS.len()],
 }
+
+/// What takes a large page apart, in the order of the mem-server's counters.
+pub const DEMOTIONS: [&str; 7] =
+    ["sharing", "balloon", "free_report", "paging", "sampling", "moving", "reset"];
 
 /// What a target rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -659,6 +667,7 @@ mod tests {
             consumed: u64::MAX,
             touched: u64::MAX,
             active: u64::MAX,
+            large: u64::MAX,
             average_permille: [u16::MAX; 3],
             faults: [u64::MAX; 7],
             ..VmStats::default()
@@ -675,6 +684,7 @@ mod tests {
             untaxed_target: u64::MAX,
             at: Nanos(u64::MAX),
             trigger: Trigger::Periodic,
+            taken_apart: [u32::MAX; DEMOTIONS.len()],
         });
         let bytes = encode(&reply, &mut buffer).unwrap();
         assert_eq!(decode_reply::<Mem>(bytes), Ok(reply));

@@ -295,6 +295,24 @@ pub enum MemCounter {
     StateBytes,
     /// Bytes of the sharing table.
     SharingBytes,
+    /// Regions of 2 MiB mapped by a large page.
+    Promotions,
+    /// Pages copied into their places for that.
+    Gathered,
+    /// Large pages taken apart for sharing; the others follow in the order of [`crate::mem::DEMOTIONS`].
+    DemotedSharing,
+    /// For the balloon.
+    DemotedBalloon,
+    /// For pages the guest reported free.
+    DemotedReport,
+    /// For pages compressed or swapped out.
+    DemotedPaging,
+    /// For samples.
+    DemotedSampling,
+    /// For pages that moved.
+    DemotedMoving,
+    /// Because the guest was reset.
+    DemotedReset,
     /// Number of counters.
     Count,
 }
@@ -333,6 +351,8 @@ pub enum MemVmCounter {
     SwapTarget,
     /// What the idle memory tax takes off its target.
     TaxPaid,
+    /// Its pages that are mapped by large pages.
+    Large,
     /// Number of counters.
     Count,
 }
@@ -402,6 +422,8 @@ pub const fn io_counter(client: u16, counter: IoCounter) -> usize {
 const _: () = {
     use crate::startup::shared::WORDS;
     assert!(MemCounter::Count as usize <= MEM_COUNTERS);
+    let demotions = MemCounter::DemotedReset as usize - MemCounter::DemotedSharing as usize + 1;
+    assert!(demotions == crate::mem::DEMOTIONS.len());
     assert!(MemVmCounter::Count as usize <= MEM_VM_COUNTERS);
     assert!(IoCounter::Count as usize <= IO_CLIENT_COUNTERS);
     assert!(vmm_counter(VmmCounter::Count) <= WORDS);

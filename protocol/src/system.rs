@@ -217,6 +217,8 @@ pub struct MemoryPolicy {
     pub harvest: bool,
     /// The swap partition.
     pub swap: Option<Swap>,
+    /// Regions of 2 MiB are mapped by large pages where that is possible.
+    pub large_pages: bool,
 }
 
 /// A partition that guest pages go to when memory is short.

@@ -98,6 +98,8 @@ pub struct Host {
     pub scan_pages_per_second: u32,
     /// Estimate activity from access bits.
     pub harvest: bool,
+    /// Map regions of 2 MiB by large pages where possible; so it is without a word.
+    pub large_pages: Option<bool>,
     /// Size of the swap partition.
     pub swap: Option<Spanned<Size>>,
 }

@@ -5,6 +5,7 @@ mod bochs;
 mod command;
 mod disk;
 mod isolation;
+mod large;
 mod no_apic;
 mod overcommit;
 mod root_task;

@@ -41,6 +41,26 @@ pub fn stats(session: &Session) -> Result<Stats, Failure> {
     session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines)).map_err(text)
 }
 
+/// Asks for figures until they are as wanted; the mem-server publishes ten times a second.
+pub fn eventually(
+    session: &Session,
+    what: &str,
+    wanted: impl Fn(&Stats) -> bool,
+) -> Result<(), Failure> {
+    let deadline = std::time::Instant::now() + HANG;
+    loop {
+        let now = stats(session)?;
+        if wanted(&now) {
+            return Ok(());
+        }
+        if std::time::Instant::now() > deadline {
+            let memory = now.vms.first().map(|(.., vm)| vm.memory);
+            return Err(format!("{what}: not within {HANG:?}; the first VM has {memory:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 fn state(session: &Session, vm: VmId) -> Result<VmState, Failure> {
     let states = ballast::cli::states(session).map_err(text)?;
     let found = states.iter().find(|(id, ..)| *id == vm);
@@ -182,25 +202,17 @@ fn verbs<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2:
     runner.case("system: a balloon target set by hand is reached and given back", || {
         let target = Pages(32 << 8);
         ask(Request::VmSet { vm: WEB1, setting: Setting::Balloon(Some(target)) })?;
-        let balloon = |wanted: Pages| -> Result<(), Failure> {
-            let deadline = std::time::Instant::now() + HANG;
-            loop {
-                let stats = stats(session)?;
-                let found = stats.vms.first().map(|(.., stats)| stats.memory.balloon);
-                if found == Some(wanted) {
-                    return Ok(());
-                }
-                if std::time::Instant::now() > deadline {
-                    return Err(format!("the balloon holds {found:?}, wanted {wanted:?}"));
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
+        let balloon = |wanted: Pages| {
+            let found = |stats: &Stats| stats.vms.first().map(|(.., vm)| vm.memory.balloon);
+            let what = format!("balloon of {wanted:?}");
+            eventually(session, &what, |stats| found(stats) == Some(wanted))
         };
         balloon(target)?;
         ask(Request::VmSet { vm: WEB1, setting: Setting::Balloon(Some(Pages(0))) })?;
         balloon(Pages(0))?;
         ask(Request::VmSet { vm: WEB1, setting: Setting::Balloon(None) }).map(drop)
     });
+    crate::large::balloon(runner, session, web1);
     crate::disk::claims(runner, session, web1);
     runner.case("system: a refused request names its reason", || {
         match session.ask(Request::VmStart(WEB1)) {

@@ -3,9 +3,10 @@
 #![expect(unsafe_code, reason = "the view and the tables are made of addresses mapped here")]
 
 use mem_server::hash::mix;
-use mem_server::ledger::{self, Block};
+use mem_server::ledger::Block;
 use mem_server::page::{Entry, FRAMES_PER_BLOCK};
 use mem_server::policy::estimator::Source;
+use mem_server::policy::large::Region;
 use mem_server::server::{Policy, Server, Tables};
 use mem_server::share::{RECORDS_MAX, Record};
 use mem_server::spaces::{Hold, Layout, SLAB_BITS, Space, Spaces, TOP_BITS};
@@ -92,7 +93,7 @@ fn table_bytes(blocks: u64, swap: u64) -> u64 {
     let counts = Counts::of(frames as usize, swap);
     let per_block = (size_of::<Block>() + size_of::<Hold>()) as u64 * blocks;
     let bytes = counts.entries * size_of::<Entry>()
-        + counts.entries / FRAMES_PER_BLOCK as usize * size_of::<u32>()
+        + counts.entries / FRAMES_PER_BLOCK as usize * size_of::<Region>()
         + counts.records * (size_of::<Record>() + size_of::<u32>())
         + counts.pool * size_of::<PoolFrame>()
         + counts.swap * size_of::<u64>()
@@ -217,8 +218,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
             Tables {
                 blocks: memory.take(managed, || Block::EMPTY)?,
                 entries: memory.take(counts.entries, || Entry::ABSENT)?,
-                regions: memory
-                    .take(counts.entries / FRAMES_PER_BLOCK as usize, || ledger::NONE)?,
+                regions: memory.take(counts.entries / FRAMES_PER_BLOCK as usize, || Region::NEW)?,
                 records: memory.take(counts.records, || Record::EMPTY)?,
                 buckets: memory.take(counts.records, || 0)?,
                 pool: memory.take(counts.pool, || PoolFrame::NONE)?,
@@ -233,6 +233,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
     let policy = Policy {
         scan_rate: given.policy.scan_pages_per_second,
         source: if given.policy.harvest { Source::Harvest } else { Source::Sampling },
+        large_pages: given.policy.large_pages,
         secret: mix(given.seed ^ super::entropy::word()),
         ..Policy::default()
     };

@@ -154,6 +154,25 @@ impl Kernel for Calls {
         .map_err(Error::number)
     }
 
+    fn unmap_nested_table(&mut self, table: Slot, level: Level) -> Result<(), u64> {
+        match level {
+            Level::Pdpt => cap::NptPdpt::from_bits(table).npt_pdpt_unmap(),
+            Level::Directory => cap::NptPd::from_bits(table).npt_pd_unmap(),
+            Level::Table => cap::NptPt::from_bits(table).npt_pt_unmap(),
+        }
+        .map_err(Error::number)
+    }
+
+    fn copy_block(&mut self, block: Slot, to: Slot) -> Result<(), u64> {
+        self.path(to).copy(&self.path(block), CapRights::read_write()).map_err(Error::number)
+    }
+
+    fn map_nested_large(&mut self, frame: Slot, root: Slot, gpa: u64) -> Result<(), u64> {
+        cap::LargePage::from_bits(frame)
+            .frame_map_npt(cap::NptPml4::from_bits(root), gpa, rights(true), 0)
+            .map_err(Error::number)
+    }
+
     fn map_window(&mut self, frame: Slot, vm: VmId, gpa: u64, writable: bool) -> Result<(), u64> {
         cap::Granule::from_bits(frame)
             .frame_map(vspace(vm), GUEST_WINDOW + gpa, rights(writable), VmAttributes::DEFAULT)

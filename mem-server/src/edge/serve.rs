@@ -216,6 +216,11 @@ impl State {
         publish(mem_counter(MemCounter::CapabilityBytes), self.spaces.capability_bytes());
         publish(mem_counter(MemCounter::StateBytes), self.server.state_bytes());
         publish(mem_counter(MemCounter::SharingBytes), self.server.sharing_bytes() as u64);
+        publish(mem_counter(MemCounter::Promotions), counters.promotions);
+        publish(mem_counter(MemCounter::Gathered), counters.gathered);
+        for (reason, count) in counters.demotions.iter().enumerate() {
+            publish(mem_counter(MemCounter::DemotedSharing) + reason, *count);
+        }
         let mut faults = 0;
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let stats = self.server.vm_stats(vm).unwrap_or_default();
@@ -237,6 +242,7 @@ impl State {
                 (MemVmCounter::Touched, stats.touched),
                 (MemVmCounter::SwapTarget, stats.swap_target),
                 (MemVmCounter::TaxPaid, stats.tax_paid),
+                (MemVmCounter::Large, stats.large),
             ] {
                 publish(mem_vm_counter(vm, counter), value);
             }

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use protocol::link::{
     DiskStats, MachineStats, MemoryStats, Row, ServerId, ServerStats, ToHost, Unit, VmStats,
 };
-use protocol::mem::Explanation;
+use protocol::mem::{DEMOTIONS, Explanation};
 use protocol::root::{
     IoCounter, MemCounter, MemVmCounter, VmmCounter, io_counter, mem_counter, mem_vm_counter,
     vmm_counter,
@@ -26,6 +26,17 @@ fn micros(us: u64) -> Nanos {
     Nanos(us.saturating_mul(1000))
 }
 
+/// Names of the numbers of a VM's regions that are small for a reason, in the order of [`DEMOTIONS`].
+const APART: [&str; DEMOTIONS.len()] = [
+    "memory.small.sharing",
+    "memory.small.balloon",
+    "memory.small.free_report",
+    "memory.small.paging",
+    "memory.small.sampling",
+    "memory.small.moving",
+    "memory.small.reset",
+];
+
 /// Memory of a VM: the mem-server's figures, and what the root-task holds for it.
 fn memory(vm: VmId, own_bytes: u64) -> MemoryStats {
     let get = |counter| Pages(word(Client::Mem, mem_vm_counter(vm, counter)));
@@ -44,6 +55,7 @@ fn memory(vm: VmId, own_bytes: u64) -> MemoryStats {
         swap_target: get(MemVmCounter::SwapTarget),
         tax_paid: get(MemVmCounter::TaxPaid),
         target: get(MemVmCounter::Target),
+        large: get(MemVmCounter::Large),
     }
 }
 
@@ -159,6 +171,15 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
         ("memory.capability_bytes", MemCounter::CapabilityBytes, Unit::Bytes),
         ("memory.state_bytes", MemCounter::StateBytes, Unit::Bytes),
         ("memory.sharing_bytes", MemCounter::SharingBytes, Unit::Bytes),
+        ("memory.promotions", MemCounter::Promotions, Unit::Count),
+        ("memory.gathered", MemCounter::Gathered, Unit::Pages),
+        ("memory.demotions.sharing", MemCounter::DemotedSharing, Unit::Count),
+        ("memory.demotions.balloon", MemCounter::DemotedBalloon, Unit::Count),
+        ("memory.demotions.free_report", MemCounter::DemotedReport, Unit::Count),
+        ("memory.demotions.paging", MemCounter::DemotedPaging, Unit::Count),
+        ("memory.demotions.sampling", MemCounter::DemotedSampling, Unit::Count),
+        ("memory.demotions.moving", MemCounter::DemotedMoving, Unit::Count),
+        ("memory.demotions.reset", MemCounter::DemotedReset, Unit::Count),
     ] {
         term(serial, id, ServerId::Mem, None, name, get(counter), unit);
     }
@@ -212,6 +233,7 @@ pub fn explanation(serial: &mut Serial, id: u32, vm: VmId, terms: &Explanation) 
         ("memory.tax_paid", stats.tax_paid),
         ("memory.target", stats.target),
         ("memory.overhead", stats.overhead),
+        ("memory.large", stats.large),
     ];
     for (name, value) in pages {
         term(serial, id, ServerId::Mem, Some(vm), name, value, Unit::Pages);
@@ -223,6 +245,9 @@ pub fn explanation(serial: &mut Serial, id: u32, vm: VmId, terms: &Explanation) 
     ];
     for (name, value) in counts {
         term(serial, id, ServerId::Mem, Some(vm), name, value, Unit::Count);
+    }
+    for (name, count) in APART.iter().zip(terms.taken_apart) {
+        term(serial, id, ServerId::Mem, Some(vm), name, u64::from(count), Unit::Count);
     }
     let tax = u64::from(terms.tax);
     term(serial, id, ServerId::Mem, Some(vm), "memory.tax", tax, Unit::Permille);
