@@ -38,7 +38,7 @@ const fn figure(
 }
 
 /// Peers measured inside the same QEMU by the same guest; seL4's own figures for its kernel.
-const FIGURES: [Figure; 33] = [
+const FIGURES: [Figure; 35] = [
     figure("cpuid_exit", "CPUID, handled in the vmm-server", Some(700.0), "KVM 3070, Xen 5345"),
     figure("hypercall_exit", "null hypercall", None, "KVM 3323, Xen 5471"),
     figure("pio_exit", "read of a 16550 register", Some(1000.0), "KVM+QEMU 5450"),
@@ -85,7 +85,9 @@ const FIGURES: [Figure; 33] = [
     figure("scanner_cpu_permille", "time for 20,000 pages/s and what they merge", None, "-"),
     figure("shared_saved_mib", "saved of two idle 128 MiB VMs", None, "-"),
     figure("mclock_op_1", "disk scheduler: add, decide, complete", None, "dmclock 1158"),
+    figure("mclock_op_10", "the same with 10 clients", None, "dmclock 1702"),
     figure("mclock_op_100", "the same with 100 clients", Some(500.0), "dmclock 2076"),
+    figure("mclock_op_1000", "with 1,000", None, "dmclock 2472"),
     figure("mclock_op_10000", "with 10,000 (aim: 3 x one client)", None, "dmclock 2916"),
 ];
 

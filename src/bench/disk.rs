@@ -6,9 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 /// Clients, operations counted, key.
-const SIZES: [(u64, u64, &str); 3] = [
+const SIZES: [(u64, u64, &str); 5] = [
     (1, 20_000, "mclock_op_1"),
+    (10, 20_000, "mclock_op_10"),
     (100, 20_000, "mclock_op_100"),
+    (1_000, 20_000, "mclock_op_1000"),
     (10_000, 50_000, "mclock_op_10000"),
 ];
 
@@ -18,7 +20,7 @@ fn collected(report: &str) -> Option<f64> {
     line.rsplit(':').next()?.trim().parse().ok()
 }
 
-/// Instructions of add, decide and complete at 1, 100 and 10,000 backlogged clients.
+/// Instructions of add, decide and complete at 1 to 10,000 backlogged clients.
 pub fn figures(figures: &mut Figures) -> Result<(), Error> {
     crate::image::progress("counting the disk scheduler's instructions");
     let runner = "valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect=*measured* \
