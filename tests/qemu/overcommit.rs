@@ -120,11 +120,15 @@ fn many(runner: &mut Runner) {
 fn small_overcommit() -> Result<String, Failure> {
     let path = Path::new(ballast::WORKSPACE).join("images/systems/overcommit.toml");
     let text = std::fs::read_to_string(&path).map_err(text)?;
-    Ok(text
+    let text = text
         .replace("memory = \"640M\"", "memory = \"416M\"")
         .replace("size = \"192M\", reservation = \"64M\"", "size = \"128M\", reservation = \"48M\"")
         .replace("size = \"192M\"", "size = \"128M\"")
-        .replace("ballast.load=20", "ballast.load=2,30"))
+        .replace("ballast.load=20", "ballast.load=2,30");
+    // The last VM has what the others have, and shares it with nobody.
+    let claim = "reservation = \"32M\"";
+    let (before, after) = text.rsplit_once(claim).ok_or("no reservation in overcommit.toml")?;
+    Ok(format!("{before}{claim}, sharing = \"none\"{after}"))
 }
 
 /// Waits for the next `count` rounds on a console; a wrong checksum, a killed program or a second start fails.
@@ -176,6 +180,17 @@ fn overcommit(runner: &mut Runner) {
                 return Ok(());
             }
             Err(format!("{packed} pages compressed, {swapped} swapped, {shared} shared"))
+        });
+        runner.case("overcommit: a VM that shares with nobody has no page in common", || {
+            let stats = stats(&session)?;
+            let shared = |name: &str| {
+                let vm = stats.vms.iter().find(|vm| vm.1 == name);
+                vm.map(|(.., vm)| vm.memory.shared.0).ok_or(format!("no VM {name}"))
+            };
+            match (shared("batch1")?, shared("batch2")?) {
+                (1.., 0) => Ok(()),
+                (with, alone) => Err(format!("{with} pages shared in a group, {alone} alone")),
+            }
         });
         runner.case("overcommit: a new io-sched-server finds the swap requests", || {
             session.ask(Request::Kill(ServerId::Io)).map_err(text)?;
