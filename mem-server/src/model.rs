@@ -8,7 +8,7 @@ use protocol::units::{MAX_VMS, VmId};
 
 use crate::mechanism::{Mechanism, MechanismError, Page};
 use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame, REGION_WORDS};
-use crate::spaces::{Kernel, Level, Object, SLAB_BITS, Slot};
+use crate::spaces::{HALF_SLAB_BITS, Kernel, Level, Object, SLAB_BITS, Slot};
 
 /// Contents of a page of the model machine: a tag that stands for 4096 bytes, or the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -474,7 +474,8 @@ enum Where {
 #[derive(Debug)]
 pub struct ModelKernel {
     capabilities: BTreeMap<Slot, Capability>,
-    slabs: HashSet<u64>,
+    /// By number, with log2 of their slots.
+    slabs: HashMap<u64, u32>,
     tables: HashSet<(Where, u64, u64)>,
     roots: HashMap<VmId, Slot>,
     first_untyped: Slot,
@@ -504,7 +505,7 @@ impl ModelKernel {
         }
         Self {
             capabilities,
-            slabs: (0..u64::from(layout.fixed())).collect(),
+            slabs: (0..u64::from(layout.fixed())).map(|slab| (slab, SLAB_BITS)).collect(),
             tables: HashSet::new(),
             roots: HashMap::new(),
             first_untyped: layout.untyped(0),
@@ -528,7 +529,10 @@ impl ModelKernel {
     }
 
     fn insert(&mut self, slot: Slot, kind: Kind, parent: Slot) {
-        assert!(self.slabs.contains(&(slot >> SLAB_BITS)), "slot {slot:#x} is in no slab");
+        // Slabs themselves are in slab 0.
+        let bits = self.slabs.get(&(slot >> SLAB_BITS));
+        let bits = bits.unwrap_or_else(|| panic!("slot {slot:#x} is in no slab"));
+        assert!(slot & ((1 << SLAB_BITS) - 1) < 1 << bits, "slot {slot:#x} is beyond its slab");
         let new = Capability { kind, parent: Some(parent), mapped: None };
         assert!(self.capabilities.insert(slot, new).is_none(), "slot {slot:#x} is in use");
     }
@@ -661,6 +665,7 @@ impl Kernel for ModelKernel {
         let size = match object {
             Object::Untyped(bits) => bits,
             Object::Slab => SLAB_BITS + 5,
+            Object::HalfSlab => HALF_SLAB_BITS + 5,
             Object::LargeFrame => 21,
             Object::NestedRoot | Object::NestedTable(_) | Object::WindowTable(_) => 12,
         };
@@ -671,8 +676,9 @@ impl Kernel for ModelKernel {
         *used = end;
         let kind = match object {
             Object::Untyped(bits) => Kind::Untyped { bits, used: 0 },
-            Object::Slab => {
-                assert!(self.slabs.insert(to), "slab {to} exists");
+            Object::Slab | Object::HalfSlab => {
+                let bits = if object == Object::Slab { SLAB_BITS } else { HALF_SLAB_BITS };
+                assert!(self.slabs.insert(to, bits).is_none(), "slab {to} exists");
                 Kind::Slab
             }
             Object::LargeFrame => Kind::Large { block: (untyped - self.first_untyped) as u32 },

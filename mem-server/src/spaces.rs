@@ -3,7 +3,8 @@
 //! Slots are numbers of 24 bits: 12 bits choose a **slab** (a CNode of 4096 slots), 12 bits a slot in
 //! it. Slab 0 is the CNode the server was started with. Each block has a slot for its untyped and one for its
 //! 2 MiB frame; a block held for kernel objects is split into 16 **arenas** of 128 KiB instead. An
-//! arena belongs to one VM and is either a slab or a row of 4 KiB tables; a VM's end is one revoke per arena.
+//! arena belongs to one VM and is either a slab or a row of 4 KiB tables; a VM's end is one revoke per arena. A VM with few
+//! tables has a first slab of half the slots, and tables in the other half of that arena.
 //!
 //! Slot `index` of a VM's page slabs holds the 4 KiB capability that maps guest page `index`. The vmm-server's window is a
 //! direct-mapped cache: page `index` may be mapped by window slot `index % 1024`.
@@ -32,8 +33,10 @@ pub const REGIONS_MAX: usize = 4096;
 const PAGE_SLABS_MAX: usize = REGIONS_MAX * REGION_PAGES as usize / SLAB_SLOTS as usize;
 /// Pages a vmm-server's window holds at most.
 pub const WINDOW_PAGES: u32 = 1024;
-/// First slot of the window capabilities in a VM's first slab; below are its tables.
-const WINDOW_FIRST: u32 = SLAB_SLOTS - WINDOW_PAGES;
+/// log2 of the slots of a half slab.
+pub const HALF_SLAB_BITS: u32 = SLAB_BITS - 1;
+/// Tables that the arena of a half slab gives beside it.
+const TABLES_BESIDE_HALF: u32 = TABLES_PER_ARENA / 2;
 const NO_PAGE: u32 = u32::MAX;
 const NOBODY: u8 = u8::MAX;
 
@@ -44,6 +47,8 @@ pub enum Object {
     Untyped(u32),
     /// A CNode of 2^[`SLAB_BITS`] slots.
     Slab,
+    /// A CNode of 2^[`HALF_SLAB_BITS`] slots in place of a slab; slots above do not exist.
+    HalfSlab,
     /// A 2 MiB frame.
     LargeFrame,
     /// Root of a nested address space.
@@ -204,6 +209,8 @@ pub struct Space {
     open: bool,
     /// Slab with its tables' and window's capabilities.
     first: u32,
+    /// It is a half slab.
+    is_half: bool,
     /// Slots used for tables there.
     tables: u32,
     /// Arena that tables are made of, and how many it has given.
@@ -224,10 +231,17 @@ pub struct Space {
 }
 
 impl Space {
+    /// First slot of the window capabilities in the first slab; below are the tables.
+    const fn window_first(&self) -> u32 {
+        let slots = if self.is_half { 1 << HALF_SLAB_BITS } else { SLAB_SLOTS };
+        slots - WINDOW_PAGES
+    }
+
     /// Not open.
     pub const NEW: Self = Self {
         open: false,
         first: 0,
+        is_half: false,
         tables: 0,
         arena: u32::MAX,
         arena_used: 0,
@@ -317,7 +331,8 @@ impl<'a, K: Kernel> Spaces<'a, K> {
     /// Bytes of the capability slots made for VMs.
     pub fn capability_bytes(&self) -> u64 {
         let slabs: u32 = self.slabs.iter().map(|word| word.count_ones()).sum();
-        u64::from(slabs - self.layout.fixed()) << ARENA_BITS
+        let halves = self.spaces.iter().filter(|space| space.open && space.is_half).count() as u64;
+        (u64::from(slabs - self.layout.fixed()) << ARENA_BITS) - (halves << (ARENA_BITS - 1))
     }
 
     fn take_slab(&mut self) -> Result<u32, MechanismError> {
@@ -370,7 +385,20 @@ impl<'a, K: Kernel> Spaces<'a, K> {
         self.used -= 1;
     }
 
-    fn make_slab(&mut self, vm: VmId) -> Result<u32, MechanismError> {
+    /// Makes a VM's first slab, and leaves what a half one does not need of its arena to the tables.
+    fn make_first_slab(&mut self, vm: VmId, is_half: bool) -> Result<(), MechanismError> {
+        let object = if is_half { Object::HalfSlab } else { Object::Slab };
+        let (slab, arena) = self.make_slab(vm, object)?;
+        let space = &mut self.spaces[vm.0 as usize];
+        (space.first, space.is_half) = (slab, is_half);
+        if is_half {
+            (space.arena, space.arena_used) = (arena, TABLES_PER_ARENA - TABLES_BESIDE_HALF);
+        }
+        Ok(())
+    }
+
+    /// Makes a slab; answers its number and its arena.
+    fn make_slab(&mut self, vm: VmId, object: Object) -> Result<(u32, u32), MechanismError> {
         let slab = self.take_slab()?;
         let arena = match self.take_arena(vm) {
             Ok(arena) => arena,
@@ -379,8 +407,8 @@ impl<'a, K: Kernel> Spaces<'a, K> {
                 return Err(error);
             }
         };
-        match self.kernel.retype(self.layout.arena(arena), Object::Slab, slab as Slot) {
-            Ok(()) => Ok(slab),
+        match self.kernel.retype(self.layout.arena(arena), object, slab as Slot) {
+            Ok(()) => Ok((slab, arena)),
             Err(error) => {
                 self.drop_arena(arena);
                 self.drop_slab(slab);
@@ -392,7 +420,7 @@ impl<'a, K: Kernel> Spaces<'a, K> {
     /// Makes a table object; answers its slot.
     fn make_table(&mut self, vm: VmId, object: Object) -> Result<Slot, MechanismError> {
         let space = &self.spaces[vm.0 as usize];
-        if space.tables == WINDOW_FIRST {
+        if space.tables == space.window_first() {
             return Err(MechanismError::Unknown);
         }
         if space.arena == u32::MAX || space.arena_used == TABLES_PER_ARENA {
@@ -505,7 +533,7 @@ impl<'a, K: Kernel> Spaces<'a, K> {
         }
         let index = (page.index >> SLAB_BITS) as usize;
         if self.spaces[page.vm.0 as usize].slabs[index] == 0 {
-            let slab = self.make_slab(page.vm)?;
+            let (slab, _) = self.make_slab(page.vm, Object::Slab)?;
             self.spaces[page.vm.0 as usize].slabs[index] = slab as u16;
         }
         let region = page.index / REGION_PAGES;
@@ -517,8 +545,8 @@ impl<'a, K: Kernel> Spaces<'a, K> {
     }
 
     fn window_slot(&self, page: Page) -> Slot {
-        let first = self.spaces[page.vm.0 as usize].first;
-        u64::from((first << SLAB_BITS) + WINDOW_FIRST + page.index % WINDOW_PAGES)
+        let space = &self.spaces[page.vm.0 as usize];
+        u64::from((space.first << SLAB_BITS) + space.window_first() + page.index % WINDOW_PAGES)
     }
 
     /// Takes the page out of the window if it is there.
@@ -571,7 +599,7 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
             _ => return Err(MechanismError::Unknown),
         }
         let opened = (|| {
-            self.spaces[vm.0 as usize].first = self.make_slab(vm)?;
+            self.make_first_slab(vm, has_half(memory))?;
             let root = self.make_table(vm, Object::NestedRoot)?;
             self.kernel.enter_root(vm, root).map_err(MechanismError::Kernel)?;
             let table = self.make_table(vm, Object::NestedTable(Level::Pdpt))?;
@@ -721,13 +749,10 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
     }
 
     fn overhead(&self, memory: &VmMemory) -> u64 {
-        let pages = memory.size.0;
-        let slabs = 1 + pages.div_ceil(u64::from(SLAB_SLOTS));
-        let regions = pages.div_ceil(u64::from(REGION_PAGES));
-        let directories = 2 + (pages << 12).div_ceil(1 << 30);
-        // Nested root and tables, and as many for the window.
-        let arenas = slabs + (2 * (regions + directories)).div_ceil(u64::from(TABLES_PER_ARENA));
-        arenas * u64::from(TABLES_PER_ARENA)
+        let slabs = 1 + memory.size.0.div_ceil(u64::from(SLAB_SLOTS));
+        let beside = if has_half(memory) { TABLES_BESIDE_HALF } else { 0 };
+        let others = tables(memory).saturating_sub(beside.into());
+        (slabs + others.div_ceil(u64::from(TABLES_PER_ARENA))) * u64::from(TABLES_PER_ARENA)
     }
 
     fn signal_vmm(&mut self, vm: VmId) {
@@ -822,6 +847,18 @@ impl<K: Kernel> Spaces<'_, K> {
             .and_then(|()| self.kernel.map_own(frame, block))
             .map_err(MechanismError::Kernel)
     }
+}
+
+/// Tables a VM can come to need: nested root and tables, and as many for the window.
+const fn tables(memory: &VmMemory) -> u64 {
+    let regions = memory.size.0.div_ceil(REGION_PAGES as u64);
+    let directories = 2 + (memory.size.0 << 12).div_ceil(1 << 30);
+    2 * (regions + directories)
+}
+
+/// Whether tables and window of a VM fit a half slab: up to about 1 GiB.
+const fn has_half(memory: &VmMemory) -> bool {
+    tables(memory) + WINDOW_PAGES as u64 <= 1 << HALF_SLAB_BITS
 }
 
 const _: () = assert!(MAX_VMS < NOBODY as usize);

@@ -122,6 +122,39 @@ fn released_pages_leave_guest_and_window_and_come_back_as_zeros() {
     check(&server, &mut spaces);
 }
 
+#[test]
+fn a_first_slab_has_room_for_all_tables_and_the_window() {
+    let mut halves = 0;
+    for mib in (2..=3056).step_by(2) {
+        let memory = memory(mib);
+        let slots = if has_half(&memory) { SLAB_SLOTS / 2 } else { SLAB_SLOTS };
+        assert!(tables(&memory) + u64::from(WINDOW_PAGES) <= slots.into(), "{mib} MiB");
+        halves += u64::from(has_half(&memory));
+    }
+    assert_eq!(halves, 509, "VMs up to 1018 MiB have half a slab");
+}
+
+/// The half that the first slab does not need holds tables: a small VM costs an arena less.
+#[test]
+fn half_a_slab_saves_half_an_arena() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    let vm = VmId(0);
+    let made = server.order(MemRequest::CreateVm { vm, memory: memory(8) }, &mut spaces);
+    assert!(matches!(made, MemReply::Created { .. }), "{made:?}");
+    // A half slab, a slab for 2048 pages, and 14 tables beside the half one.
+    assert_eq!(spaces.overhead(&memory(8)), 2 * 32);
+    for region in 0..4 {
+        let gfn = Gfn(512 * region);
+        assert_eq!(server.window_fault(vm, gfn, true, &mut spaces), Fault::Mapped);
+        check(&server, &mut spaces);
+    }
+    assert_eq!(spaces.used_pages(), 2 * 32);
+    assert_eq!(spaces.capability_bytes(), (64 << 10) + (128 << 10));
+    server.release_vm(vm, &mut spaces);
+    assert_eq!((spaces.capability_bytes(), spaces.kernel().leftovers()), (0, 0));
+}
+
 /// Tables a VM needs late were kept for it early: somebody else has pages in every block by then.
 #[test]
 fn no_vm_waits_for_tables_that_were_promised() {

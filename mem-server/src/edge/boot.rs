@@ -64,7 +64,7 @@ pub type Running = (Server<'static>, Spaces<'static, Calls>);
 
 /// Frames per sharing record: more records find equal pages sooner and cost more metadata (16 bytes and a
 /// bucket of 4 each, so less than 0.1 % of memory).
-const FRAMES_PER_RECORD: usize = 6;
+const FRAMES_PER_RECORD: usize = 7;
 /// Frames per frame the compressed pool may hold.
 const FRAMES_PER_POOL: usize = 10;
 
@@ -229,7 +229,7 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
         ))
     })();
     let (tables, holds, spaces) = tables.ok_or(StartError::NoMemory)?;
-    let mut spaces = Spaces::new(Calls::new(top, view), layout, holds, spaces);
+    let mut spaces = Spaces::new(Calls::new(top, free.take(), view), layout, holds, spaces);
     let policy = Policy {
         scan_rate: given.policy.scan_pages_per_second,
         source: if given.policy.harvest { Source::Harvest } else { Source::Sampling },

@@ -1,7 +1,7 @@
 //! The library's kernel calls, by `sel4`.
 
 use mem_server::page::{FRAME_BYTES, Frame};
-use mem_server::spaces::{Kernel, Level, Object, SLAB_BITS, Slot, TOP_BITS};
+use mem_server::spaces::{HALF_SLAB_BITS, Kernel, Level, Object, SLAB_BITS, Slot, TOP_BITS};
 use mem_server::swap::{Finished, Queue};
 use protocol::io::DOORBELL;
 use protocol::slots;
@@ -9,8 +9,8 @@ use protocol::startup::GUEST_WINDOW;
 use protocol::units::{PAGE_SIZE, VmId};
 use sel4::vcpu::harvest::CLEAR_ACCESSED;
 use sel4::{
-    AbsoluteCPtr, Cap, CapRights, Error, MessageInfo, ObjectBlueprint, ObjectBlueprintBallast,
-    ObjectBlueprintX64, ObjectBlueprintX86, VmAttributes, cap,
+    AbsoluteCPtr, CNodeCapData, Cap, CapRights, Error, MessageInfo, ObjectBlueprint,
+    ObjectBlueprintBallast, ObjectBlueprintX64, ObjectBlueprintX86, VmAttributes, cap,
 };
 
 use super::view::{View, block_vaddr};
@@ -23,14 +23,16 @@ const OWN_VSPACE: cap::VSpace = Cap::from_bits(slots::VSPACE);
 /// Kernel calls of the running server.
 pub struct Calls {
     top: cap::CNode,
+    /// An empty slot of the first slab.
+    spare: Slot,
     view: View,
     swap: Option<Queue>,
 }
 
 impl Calls {
-    /// Over the capability space whose top CNode is `top`, with guard 0.
-    pub const fn new(top: cap::CNode, view: View) -> Self {
-        Self { top, view, swap: None }
+    /// Over the capability space whose top CNode is `top`, with guard 0; `spare` is an empty slot of its first slab.
+    pub const fn new(top: cap::CNode, spare: Slot, view: View) -> Self {
+        Self { top, spare, view, swap: None }
     }
 
     /// The swap partition's ring is there.
@@ -80,6 +82,7 @@ const fn blueprint(object: Object) -> ObjectBlueprint {
     match object {
         Object::Untyped(bits) => ObjectBlueprint::Untyped { size_bits: bits as u64 },
         Object::Slab => ObjectBlueprint::CNode { size_bits: SLAB_BITS as u64 },
+        Object::HalfSlab => ObjectBlueprint::CNode { size_bits: HALF_SLAB_BITS as u64 },
         Object::LargeFrame => ObjectBlueprint::Arch(ObjectBlueprintX86::LargePage),
         Object::NestedRoot => ObjectBlueprint::Ballast(ObjectBlueprintBallast::NptPml4),
         Object::NestedTable(level) => ObjectBlueprint::Ballast(match level {
@@ -97,10 +100,11 @@ const fn blueprint(object: Object) -> ObjectBlueprint {
 
 impl Kernel for Calls {
     fn retype(&mut self, untyped: Slot, object: Object, to: Slot) -> Result<(), u64> {
-        // A slab goes into slot `to` of the top CNode, everything else into a slab.
+        // A slab goes into slot `to` of the top CNode, everything else into a slab; a half slab gets its guard on the way.
         let (destination, offset) = match object {
             Object::Slab => (self.top.absolute_cptr_for_self(), to),
             _ => {
+                let to = if object == Object::HalfSlab { self.spare } else { to };
                 let slab = to >> SLAB_BITS;
                 let depth = u64::from(TOP_BITS);
                 let path = self.top.absolute_cptr_from_bits_with_depth(slab, depth);
@@ -109,7 +113,16 @@ impl Kernel for Calls {
         };
         cap::Untyped::from_bits(untyped)
             .untyped_retype(&blueprint(object), &destination, offset, 1)
-            .map_err(Error::number)
+            .map_err(Error::number)?;
+        if object == Object::HalfSlab {
+            let guard = CNodeCapData::skip(u64::from(SLAB_BITS - HALF_SLAB_BITS)).into_word();
+            let place = self.top.absolute_cptr_from_bits_with_depth(to, u64::from(TOP_BITS));
+            if let Err(error) = place.mutate(&self.path(self.spare), guard) {
+                self.delete(self.spare);
+                return Err(error.number());
+            }
+        }
+        Ok(())
     }
 
     fn delete(&mut self, slot: Slot) {
