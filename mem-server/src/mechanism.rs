@@ -120,12 +120,13 @@ pub trait Mechanism {
         0
     }
 
-    /// Starts writing a frame to a slot of the swap area; the end is told by [`crate::server::Server::swap_done`]. False
-    /// if the queue is full or there is no swap area.
+    /// Starts writing a frame to a slot of the swap area; the end is told by [`crate::server::Server::swap_done`]. What is
+    /// written is what the frame holds at the call: it may move or change meanwhile. False if the queue is full or there is
+    /// no swap area.
     fn swap_write(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
         false
     }
-    /// Starts reading a slot of the swap area into a frame, likewise.
+    /// Starts reading a slot of the swap area into a frame, which has to stay until the end. False likewise.
     fn swap_read(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
         false
     }

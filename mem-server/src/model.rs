@@ -393,7 +393,8 @@ impl Mechanism for Machine {
             return false;
         }
         self.counters.swap_writes += 1;
-        self.queue.push_back(Io { transfer, slot, frame, write: true });
+        let written = Some(self.frames.get(frame).clone());
+        self.queue.push_back(Io { transfer, slot, frame, written });
         true
     }
 
@@ -402,7 +403,7 @@ impl Mechanism for Machine {
             return false;
         }
         self.counters.swap_reads += 1;
-        self.queue.push_back(Io { transfer, slot, frame, write: false });
+        self.queue.push_back(Io { transfer, slot, frame, written: None });
         true
     }
 
@@ -419,12 +420,13 @@ impl Mechanism for Machine {
 }
 
 /// A transfer of the swap disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Io {
     transfer: u32,
     slot: u32,
     frame: Frame,
-    write: bool,
+    /// What is written; a read has none.
+    written: Option<Content>,
 }
 
 impl Machine {
@@ -434,8 +436,8 @@ impl Machine {
         if fails {
             return Some((io.transfer, false));
         }
-        if io.write {
-            self.disk.insert(io.slot, self.frames.get(io.frame).clone());
+        if let Some(content) = io.written {
+            self.disk.insert(io.slot, content);
         } else {
             let content = self.disk.get(&io.slot).cloned().expect("a slot never written is read");
             self.frames.set(io.frame, content);
