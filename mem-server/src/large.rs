@@ -101,7 +101,7 @@ impl Server<'_> {
     }
 
     /// Maps a region large if all of its pages are its VM's own and not watched; a few may be missing, and what lies elsewhere is
-    /// brought into place first. False if it stays small.
+    /// brought into place first. False if it stays small, or the VM has no such region.
     pub(crate) fn promote(
         &mut self,
         vm: VmId,
@@ -110,6 +110,9 @@ impl Server<'_> {
     ) -> bool {
         let Some(record) = self.vm(vm) else { return false };
         let (base, memory) = (record.base, record.memory);
+        if u64::from(region) >= memory.size.0 / u64::from(FRAMES_PER_BLOCK) {
+            return false;
+        }
         let (at, first) = ((base / FRAMES_PER_BLOCK + region) as usize, region * FRAMES_PER_BLOCK);
         let known = self.regions[at];
         if known.is_large() || !known.is_rested(self.background.large.now) {
