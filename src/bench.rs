@@ -38,7 +38,7 @@ const fn figure(
 }
 
 /// Peers measured inside the same QEMU by the same guest; seL4's own figures for its kernel.
-const FIGURES: [Figure; 35] = [
+const FIGURES: [Figure; 37] = [
     figure("cpuid_exit", "CPUID, handled in the vmm-server", Some(700.0), "KVM 3070, Xen 5345"),
     figure("hypercall_exit", "null hypercall", None, "KVM 3323, Xen 5471"),
     figure("pio_exit", "read of a 16550 register", Some(1000.0), "KVM+QEMU 5450"),
@@ -89,6 +89,8 @@ const FIGURES: [Figure; 35] = [
     figure("mclock_op_100", "the same with 100 clients", Some(500.0), "dmclock 2076"),
     figure("mclock_op_1000", "with 1,000", None, "dmclock 2472"),
     figure("mclock_op_10000", "with 10,000 (aim: 3 x one client)", None, "dmclock 2916"),
+    figure("io_read_4k_path", "4 KiB read, guest's submission to completion", None, "-"),
+    figure("io_read_4k_server", "the io-sched-server's part of it", None, "-"),
 ];
 
 /// Guard against a hang, in host time.
@@ -142,9 +144,14 @@ fn boot(system: &str, cores: u32) -> Result<std::sync::Arc<Session>, Error> {
 ///
 /// If the image cannot be made or QEMU does not start.
 pub(crate) fn start(config: &Config, cores: u32) -> Result<std::sync::Arc<Session>, Error> {
+    start_on(config, &Options { cores, ..options() })
+}
+
+/// As [`start`], on such a machine.
+fn start_on(config: &Config, options: &Options) -> Result<std::sync::Arc<Session>, Error> {
     let image = image::build(config, Disk::Keep)?;
     let folder = run_folder(&format!("bench-{}", std::process::id()))?;
-    Session::start(Machine::start(&image, &Options { cores, ..options() }, &folder)?, &folder)
+    Session::start(Machine::start(&image, options, &folder)?, &folder)
 }
 
 /// Ends a system and forgets its folder.
@@ -187,7 +194,7 @@ pub fn run(json: bool) -> Result<(), Error> {
     let mut figures = Figures::new();
     let mut problems = Vec::new();
     type Part = fn(&mut Figures) -> Result<(), Error>;
-    let parts: [Part; 7] = [
+    let parts: [Part; 8] = [
         kernel_figures,
         guest_figures,
         linux::figures,
@@ -195,6 +202,7 @@ pub fn run(json: bool) -> Result<(), Error> {
         memory::compressed,
         balloon::figures,
         disk::figures,
+        disk::path,
     ];
     for part in parts {
         if let Err(error) = part(&mut figures) {

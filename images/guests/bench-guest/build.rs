@@ -3,5 +3,5 @@
 include!("../../../runtime/link.rs");
 
 fn main() {
-    link("guest.ld", &[]);
+    link("../bare/guest.ld", &[]);
 }

@@ -3,5 +3,5 @@
 include!("../../../runtime/link.rs");
 
 fn main() {
-    link("../bench-guest/guest.ld", &[]);
+    link("../bare/guest.ld", &[]);
 }

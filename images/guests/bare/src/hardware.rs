@@ -7,7 +7,6 @@ use core::fmt::Write;
 use core::ptr::{read_volatile, write_volatile};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-global_asm!(include_str!("../../bench-guest/src/boot.s"), options(att_syntax));
 global_asm!(include_str!("fault.s"), options(att_syntax));
 
 /// Where the next fault goes on; 0: it is not expected.
@@ -46,6 +45,7 @@ pub fn faults() -> u64 {
 }
 
 /// Reads `size` (1, 2 or 4) bytes of a port.
+#[inline]
 pub fn read_port(port: u16, size: u8) -> u32 {
     let value: u32;
     // SAFETY: reading a port of the virtual machine changes no memory.
@@ -64,6 +64,7 @@ pub fn read_port(port: u16, size: u8) -> u32 {
 }
 
 /// Writes `size` (1, 2 or 4) bytes of a port.
+#[inline]
 pub fn write_port(port: u16, size: u8, value: u32) {
     // SAFETY: what a port does to this machine is what the program is for; its own memory is reached by no port.
     unsafe {
@@ -85,8 +86,73 @@ pub fn port_to(port: u16, to: u64, count: u64) {
     }
 }
 
+/// Ticks of the time-stamp counter.
+#[inline]
+pub fn now() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: RDTSC only reads the clock.
+    unsafe {
+        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// A leaf of CPUID: EAX, EBX, ECX, EDX.
+#[inline]
+pub fn cpuid(leaf: u32) -> [u32; 4] {
+    let registers = core::arch::x86_64::__cpuid(leaf);
+    [registers.eax, registers.ebx, registers.ecx, registers.edx]
+}
+
+/// Reads an MSR that is known to exist.
+#[inline]
+pub fn read_msr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading an MSR changes nothing; callers name one that exists.
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes an MSR that is known to take the value.
+#[inline]
+pub fn write_msr(msr: u32, value: u64) {
+    let (low, high) = (value as u32, (value >> 32) as u32);
+    // SAFETY: callers write APIC registers; the interrupts they cause have a handler.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") low, in("edx") high, options(nomem, nostack));
+    }
+}
+
+/// The null hypercall of KVM's interface; without that interface it is an invalid instruction.
+#[inline]
+pub fn null_hypercall() {
+    // SAFETY: hypercall number -1 does not exist; the answer is an error in RAX.
+    unsafe { asm!("vmmcall", inout("rax") u64::MAX => _, options(nostack)) }
+}
+
+/// Masks the 8259s and turns the local APIC on in x2APIC mode; false if the processor has none.
+pub fn enable_x2apic() -> bool {
+    write_port(0x21, 1, 0xff);
+    write_port(0xa1, 1, 0xff);
+    if cpuid(1)[2] & 1 << 21 == 0 {
+        return false;
+    }
+    write_msr(0x1b, read_msr(0x1b) | 0xc00);
+    write_msr(0x80f, 0x1ff);
+    true
+}
+
+/// Waits for one interrupt, which must have a handler.
+#[inline]
+pub fn wait_for_interrupt() {
+    // SAFETY: the interrupt that ends HLT has a handler; STI's shadow lets none in before the HLT.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
+}
+
 /// Reads an MSR; `None`: it faulted.
-pub fn read_msr(msr: u32) -> Option<u64> {
+pub fn try_read_msr(msr: u32) -> Option<u64> {
     let before = faults();
     let (low, high): (u32, u32);
     // SAFETY: a fault goes on behind the instruction; reading changes nothing.
@@ -99,7 +165,7 @@ pub fn read_msr(msr: u32) -> Option<u64> {
 }
 
 /// Writes an MSR; whether it was taken.
-pub fn write_msr(msr: u32, value: u64) -> bool {
+pub fn try_write_msr(msr: u32, value: u64) -> bool {
     let before = faults();
     // SAFETY: a fault goes on behind the instruction; values written let this program run on (see `attack::registers`).
     unsafe {
@@ -136,6 +202,7 @@ pub fn prefixes_are_honoured() -> bool {
 }
 
 /// Reads `size` (1, 2, 4 or 8) bytes at an address where this program has nothing.
+#[inline]
 pub fn read_wild(address: u64, size: u8) -> u64 {
     // SAFETY: the address is mapped (`map_high`) and Rust has no object there.
     unsafe {
@@ -159,6 +226,7 @@ unsafe fn unaligned<T: Copy>(address: u64) -> T {
 struct Packed<T>(T);
 
 /// Writes `size` (1, 2, 4 or 8) bytes at an address where this program has nothing.
+#[inline]
 pub fn write_wild(address: u64, size: u8, value: u64) {
     // SAFETY: as for `read_wild`.
     unsafe {
@@ -239,11 +307,16 @@ static IDT: Gates = Gates([const { AtomicU64::new(0) }; 512]);
 /// Vectors whose frame has an error code.
 const WITH_CODE: [usize; 8] = [8, 10, 11, 12, 13, 14, 17, 21];
 
-/// Sends every vector to the handler that goes on at [`RECOVER`].
-pub fn install_handlers() {
+/// Entry of an interrupt in assembly.
+pub type Handler = unsafe extern "C" fn();
+
+/// Sends these vectors to their handlers, and every other to the one that goes on where the program said, or ends it.
+pub fn install_handlers(handlers: &[(usize, Handler)]) {
     for vector in 0..256 {
-        let handler = if WITH_CODE.contains(&vector) { fault_with_code } else { fault_plain };
-        let address = handler as *const () as u64;
+        let own = handlers.iter().find(|(own, _)| *own == vector).map(|(_, handler)| *handler);
+        let fault: Handler =
+            if WITH_CODE.contains(&vector) { fault_with_code } else { fault_plain };
+        let address = own.unwrap_or(fault) as *const () as u64;
         let low = address & 0xffff | 8 << 16 | 0x8e00 << 32 | (address >> 16 & 0xffff) << 48;
         if let [first, second] = &IDT.0[2 * vector..2 * vector + 2] {
             first.store(low, Ordering::Relaxed);

@@ -11,6 +11,9 @@ pub const INDIRECT: u16 = 4;
 
 /// Descriptors of a queue.
 pub const SIZE: u16 = 64;
+/// Configuration register of the MSI-X capability, and offset of its table in BAR 0, on this machine.
+const MSIX: u8 = 0x40;
+const MSIX_TABLE: u64 = 0x4000;
 const STATUS_NEEDS_RESET: u8 = 0x40;
 /// Looks at a used ring before a request counts as never answered.
 const PATIENCE: u32 = 50_000_000;
@@ -107,6 +110,17 @@ impl Device {
         write_wild(self.common + 0x14, 1, 0xf);
     }
 
+    /// Has queue 0 of a started device say by a message that it is done: interrupt `vector` of the first processor.
+    pub fn interrupt_by(&self, vector: u8) {
+        for (at, value) in [(0, 0xfee0_0000), (4, 0), (8, u32::from(vector)), (12, 0)] {
+            write_wild(self.bar + MSIX_TABLE + at, 4, u64::from(value));
+        }
+        let head = read_config(self.number, MSIX);
+        write_config(self.number, MSIX, head | 1 << 31);
+        write_wild(self.common + 0x16, 2, 0);
+        write_wild(self.common + 0x1a, 2, 0);
+    }
+
     /// Rings the bell of queue `index`.
     pub fn notify(&self, index: u64) {
         write_wild(self.notify + 4 * index, 2, index);
@@ -132,14 +146,36 @@ pub fn clear(rings: &Rings) {
     }
 }
 
-/// Makes `head` available as the next of cleared rings and rings the bell of queue `index`; whether it came back.
-pub fn submit(device: &Device, index: u64, rings: &Rings, head: u16) -> bool {
+/// Makes `head` available as the next of rings and rings the bell of queue `index`; the used index when it is back.
+pub fn start(device: &Device, index: u64, rings: &Rings, head: u16) -> u16 {
     let before = read_wild(rings.available + 2, 2) as u16;
     let entry = u64::from(before % SIZE);
     write_wild(rings.available + 4 + 2 * entry, 2, u64::from(head));
     write_wild(rings.available + 2, 2, u64::from(before.wrapping_add(1)));
     device.notify(index);
-    (0..PATIENCE).any(|_| read_wild(rings.used + 2, 2) as u16 == before.wrapping_add(1))
+    before.wrapping_add(1)
+}
+
+/// The used index: requests that came back.
+pub fn used(rings: &Rings) -> u16 {
+    read_wild(rings.used + 2, 2) as u16
+}
+
+/// Makes `head` available as the next of cleared rings and rings the bell of queue `index`; whether it came back.
+pub fn submit(device: &Device, index: u64, rings: &Rings, head: u16) -> bool {
+    let end = start(device, index, rings, head);
+    (0..PATIENCE).any(|_| used(rings) == end)
+}
+
+/// Puts the three descriptors of a disk request of one buffer: header and status at `scratch`.
+pub fn describe_disk(rings: &Rings, scratch: u64, kind: u64, sector: u64, buffer: (u64, u32)) {
+    set_word(scratch, kind);
+    set_word(scratch + 8, sector);
+    set_word(scratch + 16, 0xff);
+    let direction = if kind == 0 { WRITE } else { 0 };
+    describe(rings.table, 0, scratch, 16, NEXT, 1);
+    describe(rings.table, 1, buffer.0, buffer.1, NEXT | direction, 2);
+    describe(rings.table, 2, scratch + 16, 1, WRITE, 0);
 }
 
 /// A disk request of one buffer: header and status at `scratch`; its status byte, 255 if it never came back.
@@ -151,12 +187,6 @@ pub fn disk(
     sector: u64,
     buffer: (u64, u32),
 ) -> u8 {
-    set_word(scratch, kind);
-    set_word(scratch + 8, sector);
-    set_word(scratch + 16, 0xff);
-    let direction = if kind == 0 { WRITE } else { 0 };
-    describe(rings.table, 0, scratch, 16, NEXT, 1);
-    describe(rings.table, 1, buffer.0, buffer.1, NEXT | direction, 2);
-    describe(rings.table, 2, scratch + 16, 1, WRITE, 0);
+    describe_disk(rings, scratch, kind, sector, buffer);
     if submit(device, 0, rings, 0) { word(scratch + 16) as u8 } else { 0xff }
 }

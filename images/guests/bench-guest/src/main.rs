@@ -5,17 +5,21 @@
 //! as many fresh pages. Results go to the 16550 as `BENCH key value` lines, closed by `BENCH end`.
 #![no_std]
 #![no_main]
-// UNSAFETY: this is a kernel: it executes privileged instructions and touches device registers.
-#![expect(unsafe_code, reason = "bare-metal program: port I/O, MSRs and MMIO have no safe form")]
+#![expect(unsafe_code, reason = "called by name from assembly, and naming what is assembly")]
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::fmt::Write;
 use core::panic::PanicInfo;
-use core::ptr::{read_volatile, write_volatile};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-global_asm!(include_str!("boot.s"), options(att_syntax));
-global_asm!(include_str!("timer.s"), options(att_syntax));
+use bare::hardware::{
+    Handler, Uart, cpuid, enable_x2apic, install_handlers, now, null_hypercall, read_msr,
+    read_port, read_wild, text, wait_for_interrupt, word, write_msr, write_wild,
+};
+use bare::virtio::{Device, Rings, clear, describe_disk, start, used};
+
+global_asm!(include_str!("../../bare/src/boot.s"), options(att_syntax));
+global_asm!(include_str!("stamp.s"), options(att_syntax));
 
 /// Operations averaged per figure.
 const ROUNDS: u64 = 300;
@@ -30,83 +34,33 @@ const TIMER_VECTOR: u8 = 0x40;
 /// Ticks between arming the timer and its deadline.
 const TIMER_DISTANCE: u64 = 200_000;
 
-/// Written by `timer_entry`: TSC at the last timer interrupt.
+/// Vector of the disk.
+const DISK_VECTOR: u8 = 0x41;
+/// virtio's number of a disk.
+const DISK: u16 = 2;
+/// Bytes of a disk request.
+const BLOCK: u32 = 4096;
+/// Blocks of the disk that are read in turn.
+const BLOCKS: u64 = 128;
+/// Rings, header and data: on pages that have places of their own in the vmm-server's window, beside code and tables.
+const RINGS: Rings = Rings::at(0x80_0000);
+const SCRATCH: u64 = 0x88_0000;
+const BUFFER: u64 = 0x90_0000;
+
+/// Written by `stamp_entry`: TSC at the last interrupt.
 #[unsafe(no_mangle)]
-static TIMER_STAMP: AtomicU64 = AtomicU64::new(0);
+static STAMP: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
-    fn timer_entry();
-    fn fault_entry();
-}
-
-/// The 16550 at 0x3f8.
-struct Uart;
-
-impl Write for Uart {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        for byte in text.bytes() {
-            while port_in(0x3fd) & 0x20 == 0 {}
-            port_out(0x3f8, byte);
-        }
-        Ok(())
-    }
-}
-
-fn port_in(port: u16) -> u8 {
-    let value: u8;
-    // SAFETY: reading a port of the virtual machine changes no memory.
-    unsafe {
-        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags));
-    }
-    value
-}
-
-fn port_out(port: u16, value: u8) {
-    // SAFETY: the ports written are those of the serial port and of the interrupt controllers; none does DMA.
-    unsafe {
-        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags));
-    }
-}
-
-fn now() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: RDTSC only reads the clock.
-    unsafe {
-        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
-    }
-    u64::from(high) << 32 | u64::from(low)
-}
-
-fn read_msr(msr: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: only APIC registers are read; all exist once x2APIC is on.
-    unsafe {
-        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack));
-    }
-    u64::from(high) << 32 | u64::from(low)
-}
-
-fn write_msr(msr: u32, value: u64) {
-    let (low, high) = (value as u32, (value >> 32) as u32);
-    // SAFETY: only APIC registers are written; the interrupts they cause have a handler.
-    unsafe {
-        asm!("wrmsr", in("ecx") msr, in("eax") low, in("edx") high, options(nomem, nostack));
-    }
-}
-
-fn cpuid(leaf: u32) -> [u32; 4] {
-    let registers = core::arch::x86_64::__cpuid(leaf);
-    [registers.eax, registers.ebx, registers.ecx, registers.edx]
+    fn stamp_entry();
 }
 
 fn read_mmio(address: u64) -> u32 {
-    // SAFETY: the page tables map the whole of 4 GiB; the address is a device register or nothing, never Rust's.
-    unsafe { read_volatile(address as *const u32) }
+    read_wild(address, 4) as u32
 }
 
 fn write_mmio(address: u64, value: u32) {
-    // SAFETY: as for `read_mmio`.
-    unsafe { write_volatile(address as *mut u32, value) }
+    write_wild(address, 4, u64::from(value));
 }
 
 /// Average ticks of `operation`, without the loop.
@@ -129,41 +83,6 @@ fn report(key: &str, value: u64) {
     let _ = writeln!(Uart, "BENCH {key} {value}");
 }
 
-/// An interrupt descriptor table of 256 gates, two words each.
-struct Gates([AtomicU64; 512]);
-
-static IDT: Gates = Gates([const { AtomicU64::new(0) }; 512]);
-
-fn install_handlers() {
-    for vector in 0..256 {
-        let handler = if vector == usize::from(TIMER_VECTOR) { timer_entry } else { fault_entry };
-        let address = handler as *const () as u64;
-        let low = address & 0xffff | 8 << 16 | 0x8e00 << 32 | (address >> 16 & 0xffff) << 48;
-        if let [first, second] = &IDT.0[2 * vector..2 * vector + 2] {
-            first.store(low, Ordering::Relaxed);
-            second.store(address >> 32, Ordering::Relaxed);
-        }
-    }
-    let base = &raw const IDT as u64;
-    let pointer = [0xfff | (base & 0xffff_ffff_ffff) << 16, base >> 48];
-    // SAFETY: `pointer` holds limit and base of a static table whose gates all name handlers.
-    unsafe {
-        asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags));
-    }
-}
-
-/// Masks the 8259s, turns the local APIC on in x2APIC mode; `false` if the processor has none.
-fn enable_x2apic() -> bool {
-    port_out(0x21, 0xff);
-    port_out(0xa1, 0xff);
-    if cpuid(1)[2] & 1 << 21 == 0 {
-        return false;
-    }
-    write_msr(0x1b, read_msr(0x1b) | 0xc00);
-    write_msr(0x80f, 0x1ff);
-    true
-}
-
 /// TSC ticks in 2^16 ticks of the LAPIC timer at divide by 1.
 fn timer_ratio() -> u64 {
     write_msr(0x83e, 0xb);
@@ -182,33 +101,26 @@ fn timer_lateness(ratio: u64) -> u64 {
     let count = (TIMER_DISTANCE << 16) / ratio;
     let mut late = 0;
     for _ in 0..ROUNDS {
-        TIMER_STAMP.store(0, Ordering::Relaxed);
+        STAMP.store(0, Ordering::Relaxed);
         let start = now();
         write_msr(0x838, count);
-        while TIMER_STAMP.load(Ordering::Relaxed) == 0 {
-            // SAFETY: the interrupt that ends HLT has a handler; STI's shadow lets none in before the HLT.
-            unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
+        while STAMP.load(Ordering::Relaxed) == 0 {
+            wait_for_interrupt();
         }
-        late += TIMER_STAMP.load(Ordering::Relaxed) - start - TIMER_DISTANCE;
+        late += STAMP.load(Ordering::Relaxed) - start - TIMER_DISTANCE;
     }
     late / ROUNDS
 }
 
-/// Called by `boot.s` in long mode on a stack of 16 KiB.
-#[unsafe(no_mangle)]
-extern "C" fn guest_main() {
-    install_handlers();
+/// What exits cost.
+fn exits() {
     let _ = writeln!(Uart, "BENCH begin {ROUNDS}");
     report("cpuid_exit", average(|_| _ = core::hint::black_box(cpuid(0))));
     // Without KVM's interface VMMCALL is an invalid instruction ("KVMK" in EBX says it is there).
     if cpuid(0x4000_0000)[1] == u32::from_le_bytes(*b"KVMK") {
-        let hypercall = |_| {
-            // SAFETY: hypercall number -1 does not exist; the answer is an error in RAX.
-            unsafe { asm!("vmmcall", inout("rax") u64::MAX => _, options(nostack)) }
-        };
-        report("hypercall_exit", average(hypercall));
+        report("hypercall_exit", average(|_| null_hypercall()));
     }
-    report("pio_exit", average(|_| _ = core::hint::black_box(port_in(0x3ff))));
+    report("pio_exit", average(|_| _ = core::hint::black_box(read_port(0x3ff, 1))));
     write_mmio(IOAPIC, 1);
     report("mmio_ioapic_read", average(|_| _ = core::hint::black_box(read_mmio(IOAPIC + 0x10))));
     report("mmio_unassigned_read", average(|_| _ = core::hint::black_box(read_mmio(UNASSIGNED))));
@@ -218,15 +130,49 @@ extern "C" fn guest_main() {
         let ratio = timer_ratio();
         report("timer_late_hlt", timer_lateness(ratio));
     }
-    let _ = writeln!(Uart, "BENCH end");
 }
 
-/// Called by `boot.s` for every interrupt but the timer's.
+/// Reads `count` blocks of the disk, one after the other, asleep until each is there; how many came whole.
+fn read_blocks(count: u64) -> Option<u64> {
+    let disk = Device::find(DISK).filter(|_| enable_x2apic())?;
+    clear(&RINGS);
+    disk.start(&[RINGS]);
+    disk.interrupt_by(DISK_VECTOR);
+    let mut whole = 0;
+    for block in 0..count {
+        let sector = block % BLOCKS * u64::from(BLOCK / 512);
+        describe_disk(&RINGS, SCRATCH, 0, sector, (BUFFER, BLOCK));
+        let end = start(&disk, 0, &RINGS, 0);
+        while used(&RINGS) != end {
+            wait_for_interrupt();
+        }
+        whole += u64::from(word(SCRATCH + 16) as u8 == 0);
+    }
+    Some(whole)
+}
+
+/// Called by `boot.s` in long mode on a stack of 16 KiB with the PVH start information. The command line `reads=N` reads the
+/// disk, anything else measures exits.
 #[unsafe(no_mangle)]
-extern "C" fn guest_fault(frame: *const u64) {
-    // SAFETY: the processor pushed at least three words at `frame`.
-    let words = unsafe { [frame.read(), frame.add(1).read(), frame.add(2).read()] };
-    let _ = writeln!(Uart, "BENCH fault {words:x?}");
+extern "C" fn guest_main(start_info: u64) {
+    let stamp = [(TIMER_VECTOR.into(), stamp_entry as Handler), (DISK_VECTOR.into(), stamp_entry)];
+    install_handlers(&stamp);
+    let mut reads = None;
+    for (at, byte) in text(word(start_info + 24), 16).enumerate() {
+        match (b"reads=".get(at), byte) {
+            (Some(expected), _) if *expected == byte => {}
+            (None, b'0'..=b'9') => reads = Some(reads.unwrap_or(0) * 10 + u64::from(byte - b'0')),
+            _ => break,
+        }
+    }
+    match reads {
+        Some(count) => match read_blocks(count) {
+            Some(whole) => report("reads", whole),
+            None => _ = writeln!(Uart, "BENCH lacks a disk"),
+        },
+        None => exits(),
+    }
+    let _ = writeln!(Uart, "BENCH end");
 }
 
 #[panic_handler]

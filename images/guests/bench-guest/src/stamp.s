@@ -1,15 +1,15 @@
     .section .text, "ax"
     .code64
-# The only interrupt: notes the time first, then acknowledges (x2APIC).
-    .global timer_entry
-timer_entry:
+# Every interrupt: notes the time first, then acknowledges (x2APIC).
+    .global stamp_entry
+stamp_entry:
     pushq %rax
     pushq %rcx
     pushq %rdx
     rdtsc
     shlq $32, %rdx
     orq %rdx, %rax
-    movq %rax, TIMER_STAMP(%rip)
+    movq %rax, STAMP(%rip)
     movl $0x80b, %ecx
     xorl %eax, %eax
     xorl %edx, %edx
@@ -18,12 +18,3 @@ timer_entry:
     popq %rcx
     popq %rax
     iretq
-
-# Faults: say so and stop. Vector in the low byte of what is printed.
-    .global fault_entry
-fault_entry:
-    movq %rsp, %rdi
-    call guest_fault
-4:  cli
-    hlt
-    jmp 4b

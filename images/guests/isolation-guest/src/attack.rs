@@ -2,11 +2,11 @@
 
 use core::hint::black_box;
 
-use crate::hardware::{
-    faults, move_string, port_to, read_msr, read_port, read_wild, set_word, word, write_msr,
-    write_port, write_wild,
+use bare::hardware::{
+    faults, move_string, port_to, read_port, read_wild, set_word, try_read_msr, try_write_msr,
+    word, write_port, write_wild,
 };
-use crate::virtio::{
+use bare::virtio::{
     Device, INDIRECT, NEXT, Rings, SIZE, WRITE, clear, describe, disk, read_config, submit,
     write_config,
 };
@@ -88,15 +88,15 @@ pub fn registers() -> u64 {
         0xc001_0000..0xc001_2000,
     ];
     for msr in ranges.into_iter().flatten() {
-        let old = read_msr(msr);
+        let old = try_read_msr(msr);
         // The interrupt command register could ask for INIT, a reset: mode 0 with vector 0 asks for nothing. Ends of
         // memory are for the clocks, which the machine writes.
         for value in [u64::MAX, (32 << 20) - 16 | 1, 1 << 40 | 1, 0x8000_0000_0000_0000] {
             if msr != 0x830 {
-                write_msr(msr, value);
+                try_write_msr(msr, value);
             }
         }
-        write_msr(msr, old.unwrap_or(0));
+        try_write_msr(msr, old.unwrap_or(0));
     }
     faults() - before
 }

@@ -7,16 +7,18 @@
 //! Answers are lines `QUIET ...` and `HOSTILE ...`.
 #![no_std]
 #![no_main]
+#![expect(unsafe_code, reason = "entered from assembly, by name")]
 
 mod attack;
-mod hardware;
-mod virtio;
 
+use core::arch::global_asm;
 use core::fmt::Write;
 use core::panic::PanicInfo;
 
-use hardware::{Uart, set_word, word};
-use virtio::{Device, Rings, clear, disk};
+use bare::hardware::{self, Uart, set_word, word};
+use bare::virtio::{Device, Rings, clear, disk};
+
+global_asm!(include_str!("../../bare/src/boot.s"), options(att_syntax));
 
 const DISK: u16 = 2;
 const ENTROPY: u16 = 4;
@@ -30,10 +32,9 @@ macro_rules! say {
 }
 
 /// Called by `boot.s` in long mode with the PVH start information.
-#[expect(unsafe_code, reason = "called by name from assembly")]
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(start_info: u64) {
-    hardware::install_handlers();
+    hardware::install_handlers(&[]);
     hardware::map_high();
     let mut line = [0; 32];
     let mut length = 0;
