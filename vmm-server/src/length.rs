@@ -1,7 +1,7 @@
 //! Lengths of intercepted instructions that the processor does not report: CPUID, RDMSR, HLT and their like.
 //!
 //! They have no operands, so only prefixes make their length vary, and no guest's usual code has any. One look at the
-//! first byte tells; the translation of the page it lies on is kept from the last time. The kept translation may be
+//! first byte tells; the translations of the pages such instructions lie on are kept. A kept translation may be
 //! out of date, as table changes are not seen: what it shows then is no prefix either, unless two programs have
 //! one such instruction at the same address under the same tables, once with and once without a prefix.
 
@@ -11,7 +11,7 @@ use crate::mmio::read_code;
 use crate::vmm::{Frame, Host, Vmm, Words};
 use abi::vcpu::{control, field, word};
 
-/// Where the code page of the last intercepted instruction lies.
+/// Where a code page with intercepted instructions lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CodePage {
     /// Linear address of the page; 1, which is none, if nothing is known.
@@ -22,9 +22,35 @@ pub(crate) struct CodePage {
     gpa: u64,
 }
 
-impl CodePage {
+/// Pages kept: a kernel has its few such instructions on several, and uses them in turn.
+const PAGES: usize = 16;
+
+/// Code pages of intercepted instructions, each at one place only.
+#[derive(Clone, Debug)]
+pub(crate) struct CodePages([CodePage; PAGES]);
+
+impl CodePages {
     pub(crate) const fn new() -> Self {
-        Self { linear: 1, cr3: 0, gpa: 0 }
+        Self([CodePage { linear: 1, cr3: 0, gpa: 0 }; PAGES])
+    }
+
+    #[inline(always)]
+    const fn place(linear: u64, cr3: u64) -> usize {
+        ((linear ^ cr3) >> 12) as usize % PAGES
+    }
+
+    /// Guest-physical address of the instruction at `linear` under `cr3`, as far as is known.
+    #[inline(always)]
+    fn find(&self, linear: u64, cr3: u64) -> Option<u64> {
+        let page = self.0.get(Self::place(linear, cr3))?;
+        let is_known = page.linear == linear & !OFFSET && page.cr3 == cr3;
+        is_known.then_some(page.gpa | linear & OFFSET)
+    }
+
+    fn keep(&mut self, linear: u64, cr3: u64, gpa: u64) {
+        if let Some(page) = self.0.get_mut(Self::place(linear, cr3)) {
+            *page = CodePage { linear: linear & !OFFSET, cr3, gpa: gpa & !OFFSET };
+        }
     }
 }
 
@@ -61,10 +87,8 @@ impl Vmm {
         (first, plain): (u8, u64),
     ) {
         let linear = linear_rip(frame, words);
-        let is_known =
-            linear & !OFFSET == self.code.linear && words.get(word::CR3) == self.code.cr3;
-        let is_plain = is_known
-            && memory.read_u8(self.code.gpa | linear & OFFSET).is_ok_and(|byte| byte == first);
+        let known = self.code.find(linear, words.get(word::CR3));
+        let is_plain = known.is_some_and(|gpa| memory.read_u8(gpa).is_ok_and(|byte| byte == first));
         let more =
             if is_plain { 0 } else { self.count_prefixes(frame, words, memory, host, first) };
         self.advance_rip(frame, plain + more);
@@ -103,14 +127,30 @@ impl Vmm {
             efer: host.read_state(field::EFER),
         };
         let Ok(gpa) = translate(memory, &paging, linear, Access::Fetch) else { return 0 };
-        self.code = CodePage { linear: linear & !OFFSET, cr3: paging.cr3, gpa: gpa & !OFFSET };
+        self.code.keep(linear, paging.cr3, gpa);
         read_code(memory, &paging, linear, bytes).unwrap_or(0)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::prefixes;
+    use super::{CodePages, prefixes};
+
+    #[test]
+    fn pages_are_known_by_address_and_tables() {
+        let mut pages = CodePages::new();
+        for page in 0..16u64 {
+            pages.keep(page << 12 | 7, 0, page << 20 | 7);
+        }
+        for page in 0..16u64 {
+            assert_eq!(pages.find(page << 12 | 9, 0), Some(page << 20 | 9));
+            assert_eq!(pages.find(page << 12 | 9, 1 << 12), None, "other tables");
+            assert_eq!(pages.find((page + 16) << 12 | 9, 0), None, "another page");
+        }
+        // Whoever comes later has the place.
+        pages.keep(16 << 12, 0, 1 << 30);
+        assert_eq!((pages.find(0, 0), pages.find(16 << 12, 0)), (None, Some(1 << 30)));
+    }
 
     #[test]
     fn prefixes_are_counted_up_to_the_opcode() {

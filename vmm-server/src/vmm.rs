@@ -17,7 +17,7 @@ use crate::device::rtc::Rtc;
 use crate::device::uart::Uart;
 use crate::emulate::decode::{Instruction, Mode};
 use crate::guest_memory::GuestMemory;
-use crate::length::CodePage;
+use crate::length::CodePages;
 use crate::msr::KvmClock;
 use crate::pci::{BAR_BYTES, ConfigMechanism, ConfigSpace, HOST_BRIDGE, Msi, Msis, WINDOW_START};
 use crate::time::{Ticks, TimeBase};
@@ -184,7 +184,7 @@ pub struct Vmm {
     pub(crate) irq_changed: bool,
     pub(crate) decoded: DecodeCache,
     /// Where the last intercepted instruction without operands was found.
-    pub(crate) code: CodePage,
+    pub(crate) code: CodePages,
     pub(crate) ioapic: IoApic,
     pub(crate) pic: Pic,
     pub(crate) pit: Pit,
@@ -223,7 +223,7 @@ impl Vmm {
             clock: KvmClock::new(),
             irq_changed: true,
             decoded: DecodeCache { bytes: [0; 16], mode: Mode::Bits16, instruction: None },
-            code: CodePage::new(),
+            code: CodePages::new(),
             ioapic: IoApic::new(),
             pic: Pic::new(),
             pit: Pit::new(),

@@ -162,7 +162,8 @@ impl Balloon {
         host: &mut impl BalloonHost,
     ) -> Result<(), QueueError> {
         let kind = if which == INFLATE { BatchKind::Inflate } else { BatchKind::Deflate };
-        while let Some(chain) = queue.pop(memory)? {
+        let mut chain = Chain::default();
+        while queue.pop(memory, &mut chain)? {
             let mut batch = Batch::new(kind);
             for segment in &chain.readable {
                 let mut done = 0;
@@ -190,7 +191,8 @@ impl Balloon {
         memory: &mut impl GuestMemory,
         host: &mut impl BalloonHost,
     ) -> Result<(), QueueError> {
-        while let Some(chain) = queue.pop(memory)? {
+        let mut chain = Chain::default();
+        while queue.pop(memory, &mut chain)? {
             let mut batch = Batch::new(BatchKind::Report);
             for segment in &chain.writable {
                 // Only whole pages are free; a segment outside RAM is not the guest's to give.
@@ -220,7 +222,8 @@ impl Balloon {
         memory: &mut impl GuestMemory,
         host: &mut impl BalloonHost,
     ) -> Result<(), QueueError> {
-        while let Some(chain) = queue.pop(memory)? {
+        let mut chain = Chain::default();
+        while queue.pop(memory, &mut chain)? {
             let stats = read_statistics(&chain, memory)?;
             host.statistics(stats);
             // A driver that hands in a second buffer gets the first one back.

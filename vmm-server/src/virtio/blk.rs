@@ -65,8 +65,10 @@ pub struct Blk {
     sectors: u64,
     is_read_only: bool,
     identity: [u8; 20],
-    /// A chain taken from the queue for which the ring had no room.
-    parked: Option<Chain>,
+    /// The chain taken from the queue last.
+    chain: Chain,
+    /// The ring had no room for it.
+    is_parked: bool,
     in_flight: [Option<InFlight>; IN_FLIGHT_MAX],
     completed: u64,
 }
@@ -91,7 +93,8 @@ impl Blk {
             sectors,
             is_read_only,
             identity,
-            parked: None,
+            chain: Chain::default(),
+            is_parked: false,
             in_flight: [const { None }; IN_FLIGHT_MAX],
             completed: 0,
         })
@@ -124,12 +127,12 @@ impl Blk {
 
     /// Requests in the ring or waiting for it.
     pub fn in_work(&self) -> u32 {
-        self.client.waiting() + u32::from(self.parked.is_some())
+        self.client.waiting() + u32::from(self.is_parked)
     }
 
     /// The driver reset the device: requests under way finish unseen.
     pub fn reset(&mut self) {
-        self.parked = None;
+        self.is_parked = false;
         for request in self.in_flight.iter_mut().flatten() {
             // The slot stays taken until the io-sched-server is done with it, but nothing of the
             // guest's is touched any more.
@@ -151,19 +154,17 @@ impl Blk {
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
         loop {
-            let next = match self.parked.take() {
-                Some(chain) => Some(chain),
-                None => queue.pop(memory)?,
-            };
-            let Some(chain) = next else { break };
-            match self.start(&chain, memory, words) {
+            if !core::mem::take(&mut self.is_parked) && !queue.pop(memory, &mut self.chain)? {
+                break;
+            }
+            match self.start(memory, words) {
                 Ok(true) => progress.needs_doorbell = true,
                 Ok(false) => {
-                    self.parked = Some(chain);
+                    self.is_parked = true;
                     break;
                 }
                 Err(refusal) => {
-                    refusal.answer(&chain, queue, memory)?;
+                    refusal.answer(&self.chain, queue, memory)?;
                     progress.has_returned = true;
                 }
             }
@@ -203,14 +204,9 @@ impl Blk {
         Ok(progress)
     }
 
-    /// Puts one request into the ring; `Ok(false)` if there is no room now.
-    fn start(
-        &mut self,
-        chain: &Chain,
-        memory: &impl GuestMemory,
-        words: &[AtomicU64],
-    ) -> Result<bool, Refusal> {
-        let request = parse(chain, memory, self.is_read_only, &self.identity)?;
+    /// Puts the request of the chain into the ring; `Ok(false)` if there is no room now.
+    fn start(&mut self, memory: &impl GuestMemory, words: &[AtomicU64]) -> Result<bool, Refusal> {
+        let request = parse(&self.chain, memory, self.is_read_only, &self.identity)?;
         if let Some(end) = request.sector.checked_add(u64::from(request.length / SECTOR_BYTES))
             && (end <= self.sectors || request.operation == BlkOperation::Flush)
         {
@@ -237,7 +233,7 @@ impl Blk {
             }
             let length = request.length;
             let in_flight = InFlight {
-                head: chain.head,
+                head: self.chain.head,
                 status: request.status,
                 is_read: request.operation == BlkOperation::Read,
                 data: request.data,

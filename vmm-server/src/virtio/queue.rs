@@ -48,8 +48,8 @@ pub struct Segment {
     pub len: u32,
 }
 
-/// A chain the driver made available.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A chain the driver made available. It is large, so it is filled in place and not moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     /// Head descriptor, which names the chain when it is returned.
     pub head: u16,
@@ -117,28 +117,32 @@ impl Queue {
         self.uses_event_index = uses_event_index;
     }
 
-    /// Takes the next available chain.
+    /// Takes the next available chain into `chain`; false if there is none.
     ///
     /// # Errors
     ///
-    /// [`QueueError`] if the rings are broken.
-    pub fn pop(&mut self, memory: &impl GuestMemory) -> Result<Option<Chain>, QueueError> {
+    /// [`QueueError`] if the rings are broken. What `chain` holds then is of no use.
+    pub fn pop(
+        &mut self,
+        memory: &impl GuestMemory,
+        chain: &mut Chain,
+    ) -> Result<bool, QueueError> {
         if !self.is_ready {
-            return Ok(None);
+            return Ok(false);
         }
         let available = memory.read_u16(self.driver.saturating_add(2))?;
         let waiting = available.wrapping_sub(self.next_avail);
         if waiting == 0 {
-            return Ok(None);
+            return Ok(false);
         }
         if waiting > self.size {
             return Err(QueueError::Overrun);
         }
         let entry = u64::from(self.next_avail & (self.size - 1));
         let head = memory.read_u16(self.driver.saturating_add(4 + 2 * entry))?;
-        let chain = self.walk(memory, head)?;
+        self.walk(memory, head, chain)?;
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(Some(chain))
+        Ok(true)
     }
 
     /// Asks the driver to notify again at the next chain, and tells whether one came meanwhile.
@@ -198,8 +202,15 @@ impl Queue {
         Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
     }
 
-    fn walk(&self, memory: &impl GuestMemory, head: u16) -> Result<Chain, QueueError> {
-        let mut chain = Chain { head, readable: Vec::new(), writable: Vec::new() };
+    fn walk(
+        &self,
+        memory: &impl GuestMemory,
+        head: u16,
+        chain: &mut Chain,
+    ) -> Result<(), QueueError> {
+        chain.head = head;
+        chain.readable.clear();
+        chain.writable.clear();
         let mut table = self.desc;
         let mut entries = u32::from(self.size);
         let mut index = u32::from(head);
@@ -229,7 +240,7 @@ impl Queue {
                 if flags & DESC_WRITE != 0 { &mut chain.writable } else { &mut chain.readable };
             list.push(Segment { gpa, len }).map_err(|_| QueueError::TooLong)?;
             if flags & DESC_NEXT == 0 {
-                return Ok(chain);
+                return Ok(());
             }
             index = u32::from(next);
         }
@@ -351,6 +362,12 @@ mod tests {
     use super::*;
     use crate::guest_memory::VecMemory;
 
+    fn pop(queue: &mut Queue, memory: &VecMemory) -> Result<Option<Chain>, QueueError> {
+        let mut chain = Chain::default();
+        let is_there = queue.pop(memory, &mut chain)?;
+        Ok(is_there.then_some(chain))
+    }
+
     fn setup(event: bool) -> (VecMemory, Driver, Queue) {
         let driver = Driver::new(0x1000, 8);
         let queue = driver.queue(event);
@@ -362,7 +379,7 @@ mod tests {
         let (mut memory, mut driver, mut queue) = setup(false);
         for round in 0..100_000u32 {
             let head = driver.offer(&mut memory, &[(0x8000, 16, false), (0x9000, 64, true)]);
-            let chain = queue.pop(&memory).unwrap().unwrap();
+            let chain = pop(&mut queue, &memory).unwrap().unwrap();
             assert_eq!(chain.head, head);
             assert_eq!(chain.readable[0], Segment { gpa: 0x8000, len: 16 });
             assert_eq!(chain.writable[0], Segment { gpa: 0x9000, len: 64 });
@@ -370,7 +387,7 @@ mod tests {
             assert_eq!(queue.wants_interrupt(&memory), Ok(true));
             assert_eq!(driver.take(&memory), Some((u32::from(head), round)));
         }
-        assert_eq!(queue.pop(&memory), Ok(None));
+        assert_eq!(pop(&mut queue, &memory), Ok(None));
     }
 
     #[test]
@@ -382,7 +399,7 @@ mod tests {
         let event = driver.avail + 4 + 16;
         memory.write(event, &2u16.to_le_bytes()).unwrap();
         for expected in [true, false, true, false] {
-            let head = queue.pop(&memory).unwrap().unwrap().head;
+            let head = pop(&mut queue, &memory).unwrap().unwrap().head;
             queue.push_used(&mut memory, head, 0).unwrap();
             assert_eq!(queue.wants_interrupt(&memory), Ok(expected));
         }
@@ -399,11 +416,11 @@ mod tests {
         table.put(&mut memory, 1, 0x9000, 512, DESC_WRITE, 0);
         driver.put(&mut memory, 3, 0x7000, 32, DESC_INDIRECT, 0);
         driver.publish(&mut memory, 3);
-        let chain = queue.pop(&memory).unwrap().unwrap();
+        let chain = pop(&mut queue, &memory).unwrap().unwrap();
         assert_eq!((chain.readable.len(), chain.writable.len()), (1, 1));
         driver.put(&mut memory, 3, 0x7000, 31, DESC_INDIRECT, 0);
         driver.publish(&mut memory, 3);
-        assert_eq!(queue.pop(&memory), Err(QueueError::BadIndirect));
+        assert_eq!(pop(&mut queue, &memory), Err(QueueError::BadIndirect));
     }
 
     #[test]
@@ -411,24 +428,24 @@ mod tests {
         let (mut memory, mut driver, mut queue) = setup(false);
         driver.put(&mut memory, 0, 0x8000, 16, DESC_NEXT, 0);
         driver.publish(&mut memory, 0);
-        assert_eq!(queue.pop(&memory), Err(QueueError::TooLong), "a loop");
+        assert_eq!(pop(&mut queue, &memory), Err(QueueError::TooLong), "a loop");
 
         let (mut memory, mut driver, mut queue) = setup(false);
         driver.publish(&mut memory, 99);
-        assert_eq!(queue.pop(&memory), Err(QueueError::BadIndex));
+        assert_eq!(pop(&mut queue, &memory), Err(QueueError::BadIndex));
 
         let (mut memory, driver, mut queue) = setup(false);
         memory.write(driver.avail + 2, &9u16.to_le_bytes()).unwrap();
-        assert_eq!(queue.pop(&memory), Err(QueueError::Overrun));
+        assert_eq!(pop(&mut queue, &memory), Err(QueueError::Overrun));
 
         let (mut memory, mut driver, mut queue) = setup(false);
         driver.offer(&mut memory, &[(0, 4, true), (0, 4, false)]);
-        assert_eq!(queue.pop(&memory), Err(QueueError::BadOrder));
+        assert_eq!(pop(&mut queue, &memory), Err(QueueError::BadOrder));
 
         let (memory, _, mut queue) = setup(false);
         for wild in [u64::MAX, u64::MAX - 3, 0x10000, 0xfffe] {
             queue.driver = wild;
-            assert!(queue.pop(&memory).is_err(), "{wild:#x}");
+            assert!(pop(&mut queue, &memory).is_err(), "{wild:#x}");
         }
     }
 
@@ -446,7 +463,7 @@ mod tests {
             let mut queue = Driver::new(0, 16).queue(seed & 1 != 0);
             queue.driver = seed >> 48;
             for _ in 0..20 {
-                match queue.pop(&memory) {
+                match pop(&mut queue, &memory) {
                     Ok(Some(chain)) => drop(queue.push_used(&mut memory, chain.head, 7)),
                     Ok(None) | Err(_) => break,
                 }

@@ -2,7 +2,7 @@
 //!
 //! Runs must repeat, so randomness comes from the configured seed and from nowhere else.
 
-use super::queue::{Queue, QueueError};
+use super::queue::{Chain, Queue, QueueError};
 use crate::guest_memory::GuestMemory;
 
 /// Most bytes given for one chain; the driver asks again.
@@ -53,7 +53,8 @@ impl Rng {
         queue: &mut Queue,
         memory: &mut impl GuestMemory,
     ) -> Result<(), QueueError> {
-        while let Some(chain) = queue.pop(memory)? {
+        let mut chain = Chain::default();
+        while queue.pop(memory, &mut chain)? {
             let mut written = 0;
             for segment in &chain.writable {
                 let count = segment.len.min(REQUEST_MAX - written);

@@ -45,7 +45,7 @@ const BLOCKS: u64 = 128;
 /// Rings, header and data: on pages that have places of their own in the vmm-server's window, beside code and tables.
 const RINGS: Rings = Rings::at(0x80_0000);
 const SCRATCH: u64 = 0x88_0000;
-const BUFFER: u64 = 0x90_0000;
+const BUFFER: u64 = 0x99_0000;
 
 /// Written by `stamp_entry`: TSC at the last interrupt.
 #[unsafe(no_mangle)]
