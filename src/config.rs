@@ -5,7 +5,7 @@
 
 use crate::error::Error;
 use protocol::system::{self, IoControl, IoPolicy, Name, Sharing, System, SystemError, VmRule};
-use protocol::units::{PAGE_SIZE, Pages};
+use protocol::units::{Nanos, PAGE_SIZE, Pages};
 use serde::Deserialize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -231,9 +231,41 @@ impl Reader<'_> {
             },
             groups,
             vms,
+            disk_model: host.disk_model.as_ref().map(|model| self.disk_model(model)).transpose()?,
         };
         system.check().map_err(|error| self.system_error(&error, &table.vm, &host))?;
         Ok(Config { system, artefacts: build.artefacts, disks: build.disks })
+    }
+
+    fn disk_model(&self, model: &Spanned<raw::DiskModel>) -> Result<system::DiskModel, Error> {
+        Ok(match model.get_ref() {
+            raw::DiskModel::Array(array) => {
+                let later = array.later.iter().map(|step| (step.from, step.iops));
+                let mut steps = heapless::Vec::new();
+                for (from, requests_per_second) in [(0, array.iops)].into_iter().chain(later) {
+                    let from = Nanos(from.saturating_mul(1_000_000_000));
+                    steps.push(system::ModelStep { from, requests_per_second }).map_err(|_| {
+                        let cure = format!("use at most {}", system::MODEL_STEPS_MAX - 1);
+                        self.error(model.span(), "the array changes too often", &cure)
+                    })?;
+                }
+                system::DiskModel::Array { steps }
+            }
+            raw::DiskModel::Positioning(disk) => {
+                let bandwidth = &disk.bandwidth;
+                let bytes_per_second = bandwidth.get_ref().bytes().ok_or_else(|| {
+                    let cure = "write bytes per second with a unit, such as \"60M\"";
+                    self.error(bandwidth.span(), "this is no size", cure)
+                })?;
+                let position = Nanos(disk.micros.saturating_mul(1000));
+                system::DiskModel::Positioning { position, bytes_per_second }
+            }
+            raw::DiskModel::Hp97560 => system::DiskModel::Hp97560,
+            raw::DiskModel::Ssd(ssd) => system::DiskModel::Ssd { channels: ssd.channels },
+            raw::DiskModel::Bucket(bucket) => {
+                system::DiskModel::Bucket { requests_per_second: bucket.iops, burst: bucket.burst }
+            }
+        })
     }
 
     fn vm(&self, vm: &VmTable, groups: &[String], build: &mut Build) -> Result<system::Vm, Error> {
@@ -453,6 +485,11 @@ impl Reader<'_> {
                 span_of(*second),
                 "this VM shares a partition with a VM that writes to it",
                 "give each VM its own partition, or make all of them readonly",
+            ),
+            SystemError::DiskModel => self.error(
+                host.disk_model.as_ref().map_or(0..0, Spanned::span),
+                "a number of the modelled disk is out of range",
+                "rates and bandwidth are at least 1, channels 1 to 32, `from` rises",
             ),
             SystemError::Malformed => self.error(0..0, "this cannot be encoded", "report a bug"),
         }

@@ -266,6 +266,11 @@ fn disk_claims(page: &mut Page, stats: &Stats) {
         page.family(name, Kind::Gauge, help);
         page.sample(&[], value);
     }
+    if disk.is_modelled {
+        let help = "Requests answered later than the modelled disk wanted.";
+        page.family("io_later_than_model_requests", Kind::Counter, help);
+        page.sample(&[], disk.late);
+    }
 }
 
 fn servers(page: &mut Page, stats: &Stats) {

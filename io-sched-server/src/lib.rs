@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cost;
+pub mod delay;
 pub mod depth;
 pub mod device;
 pub mod dispatch;
@@ -12,7 +13,6 @@ pub mod dmclock;
 pub mod gpt;
 pub mod heap;
 pub mod histogram;
-#[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod sched;
 pub mod server;

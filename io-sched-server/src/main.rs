@@ -9,11 +9,16 @@ mod virtio;
 use core::{cell::UnsafeCell, sync::atomic::AtomicU64};
 
 use io_sched_server::{
+    delay::DelayLine,
     device::BlockDevice,
+    model::Model,
     server::{Actions, Config, Event, Memory, Server},
 };
 use protocol::{
-    io::{Controls, DOORBELL, IoError, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel, Policy},
+    io::{
+        Controls, DOORBELL, DiskStats, IoError, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel,
+        Policy,
+    },
     root::{Command, IoCommand, IoCounter, RootRequest, Text, io_counter},
     slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLERS, IO_IRQ_HANDLERS_MAX, TIMER, notify},
     startup::{IoStart, Role, Startup},
@@ -52,6 +57,7 @@ impl Memory for Mapped {
 struct State {
     server: Server<Mapped>,
     actions: Actions,
+    disk: Option<DelayLine<Driver>>,
 }
 
 struct OnlyThread(UnsafeCell<State>);
@@ -63,11 +69,11 @@ unsafe impl Sync for OnlyThread {}
 static STATE: OnlyThread = OnlyThread(UnsafeCell::new(State {
     server: Server::new(Config::DEFAULT, Mapped),
     actions: Actions::NONE,
+    disk: None,
 }));
 
 struct Edge {
     state: &'static mut State,
-    driver: Option<Driver>,
     armed: Option<Nanos>,
     counters_due: Option<Nanos>,
     attached: u32,
@@ -76,18 +82,17 @@ struct Edge {
 
 fn main(startup: Startup) -> ! {
     let Role::Io(start) = startup.role else { unreachable!("started as another server") };
-    let driver = match Driver::start(&start) {
-        Ok(driver) => Some(driver),
-        Err(error) => {
-            defmt::error!("no disk: {}", error);
-            None
-        }
-    };
     #[expect(unsafe_code, reason = "takes the one reference to the state")]
     // SAFETY: this is the only place that uses the cell, and `main` runs once.
     let state = unsafe { &mut *STATE.0.get() };
-    let mut edge =
-        Edge { state, driver, armed: None, counters_due: None, attached: 0, draining: 0 };
+    match Driver::start(&start) {
+        Ok(driver) => {
+            let model = start.model.as_ref().map(Model::new);
+            state.disk = Some(DelayLine::new(driver, model));
+        }
+        Err(error) => defmt::error!("no disk: {}", error),
+    }
+    let mut edge = Edge { state, armed: None, counters_due: None, attached: 0, draining: 0 };
     edge.prepare(&start);
     edge.serve()
 }
@@ -111,6 +116,14 @@ fn controls(io: &IoControl) -> Controls {
     }
 }
 
+/// The earlier of two times, if there is one.
+fn earlier(a: Option<Nanos>, b: Option<Nanos>) -> Option<Nanos> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
 impl Edge {
     /// Configures the server and reads the partition table before anybody can call.
     fn prepare(&mut self, start: &IoStart) {
@@ -120,8 +133,8 @@ impl Edge {
             let controls = controls(&settings.io);
             self.control(&IoRequest::SetGroup { group, parent: None, controls });
         }
-        let Some(driver) = &self.driver else { return };
-        let sectors = driver.sectors();
+        let Some(disk) = &self.state.disk else { return };
+        let sectors = disk.disk().sectors();
         self.step(Event::Start { sectors });
         let give_up = Nanos(clock::now().0 + TABLE_PATIENCE.0);
         while !self.state.server.is_ready() && clock::now() < give_up {
@@ -189,21 +202,25 @@ impl Edge {
 
     /// Takes what the device has finished.
     fn collect(&mut self) {
-        while let Some((tag, status)) = self.driver.as_mut().and_then(|d| d.poll(Nanos(0))) {
+        while let Some((tag, status)) =
+            self.state.disk.as_mut().and_then(|disk| disk.poll(clock::now()))
+        {
             self.step(Event::Done { tag, status });
         }
     }
 
     fn step(&mut self, event: Event<'_>) {
         let now = clock::now();
-        let State { server, actions } = &mut *self.state;
+        let State { server, actions, disk } = &mut *self.state;
         actions.clear();
         server.step(now, event, actions);
-        if let Some(driver) = &mut self.driver {
+        let mut wish = actions.timer;
+        if let Some(disk) = disk {
             for request in &actions.submits {
-                driver.submit(now, request);
+                disk.submit(now, request);
             }
-            driver.kick();
+            disk.disk_mut().kick();
+            wish = earlier(wish, disk.next_event());
         }
         let mut signals = actions.signals;
         while signals != 0 {
@@ -215,11 +232,7 @@ impl Edge {
         if actions.signals != 0 && self.counters_due.is_none() {
             self.counters_due = Some(Nanos(now.0 + COUNTERS_EVERY.0));
         }
-        let wish = match (self.state.actions.timer, self.counters_due) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        if let Some(wish) = wish
+        if let Some(wish) = earlier(wish, self.counters_due)
             && self.armed.is_none_or(|armed| wish < armed)
         {
             let timer: cap::Timer = Cap::from_bits(TIMER);
@@ -267,10 +280,20 @@ impl Edge {
     fn answer_root(&mut self, request: &IoRequest) {
         tell_root(&match self.control(request) {
             IoReply::Stats(stats) => RootRequest::IoClient(stats),
-            IoReply::DiskStats(stats) => RootRequest::IoDisk(stats),
+            IoReply::DiskStats(stats) => RootRequest::IoDisk(self.with_model(stats)),
             IoReply::Error(error) => RootRequest::IoRefused(error),
             IoReply::Done | IoReply::Draining { .. } | IoReply::Disk(_) => RootRequest::Applied,
         });
+    }
+
+    /// The figures of the disk, with those of the model that the server does not know of.
+    fn with_model(&self, stats: DiskStats) -> DiskStats {
+        let disk = self.state.disk.as_ref();
+        DiskStats {
+            is_modelled: disk.is_some_and(DelayLine::is_modelled),
+            late: disk.map_or(0, DelayLine::late),
+            ..stats
+        }
     }
 
     fn attach(&mut self, client: u16, disk: &Disk, group: Option<u8>, ring_paddr: u64) {

@@ -965,6 +965,9 @@ impl<M: Memory> Server<M> {
             reserved: self.reserved_total(None),
             reference_cost: self.model.reference_time().unwrap_or(Nanos(0)),
             policy: self.config.policy,
+            // What stands between this server and the disk is the edge's.
+            is_modelled: false,
+            late: 0,
         }
     }
 }

@@ -281,6 +281,10 @@ pub struct DiskStats {
     pub reference_cost: Nanos,
     /// The policy that chooses.
     pub policy: Policy,
+    /// Is there a modelled disk in front of it?
+    pub is_modelled: bool,
+    /// Requests the disk answered later than its model wanted.
+    pub late: u64,
 }
 
 /// The interface to the io-sched-server.

@@ -5,7 +5,7 @@
 //! server, so that neither side needs to be told them.
 
 use crate::slots::{Client, IO_IRQ_HANDLERS_MAX};
-use crate::system::{GROUPS_MAX, Group, IoPolicy, MODULES_MAX, MemoryPolicy, Vm};
+use crate::system::{DiskModel, GROUPS_MAX, Group, IoPolicy, MODULES_MAX, MemoryPolicy, Vm};
 use crate::units::{Pages, VmId};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
@@ -157,6 +157,8 @@ pub struct IoStart {
     pub policy: IoPolicy,
     /// Groups of VMs, by index.
     pub groups: Vec<Group, GROUPS_MAX>,
+    /// A modelled disk in front of the real one.
+    pub model: Option<DiskModel>,
     /// This is a restart: clients attached before come again as commands, with their rings as they were.
     pub restarted: bool,
 }
@@ -271,6 +273,7 @@ mod tests {
                 dma: DmaRegion::default(),
                 policy: IoPolicy::RoundRobin,
                 groups: Vec::new(),
+                model: Some(DiskModel::Hp97560),
                 restarted: false,
             }),
         };

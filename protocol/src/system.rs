@@ -4,7 +4,7 @@
 //! postcard. [`System::check`] states the rules once; host and root-task both call it, so a
 //! damaged or hand-made archive is refused by the same words. Fields are appended, never moved.
 
-use crate::units::{MAX_VMS, Pages};
+use crate::units::{MAX_VMS, Nanos, Pages};
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 
@@ -208,6 +208,66 @@ pub enum IoPolicy {
     RoundRobin,
 }
 
+/// Most steps of an array's throughput.
+pub const MODEL_STEPS_MAX: usize = 8;
+
+/// From a time on, a modelled array does so many requests per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelStep {
+    /// Since the machine started.
+    pub from: Nanos,
+    /// At least 1.
+    pub requests_per_second: u32,
+}
+
+/// A modelled disk in front of the real one: requests are carried out, and answered no earlier than the model says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskModel {
+    /// Every request takes as long as every other.
+    Array {
+        /// The first from 0, times rising.
+        steps: Vec<ModelStep, MODEL_STEPS_MAX>,
+    },
+    /// A positioning time unless a request follows on, and a bandwidth.
+    Positioning {
+        /// Before the first byte.
+        position: Nanos,
+        /// At least 1.
+        bytes_per_second: u64,
+    },
+    /// The disk with arm and spindle of that name.
+    Hp97560,
+    /// Flash on channels side by side.
+    Ssd {
+        /// 1 to 32.
+        channels: u8,
+    },
+    /// A cloud volume's token bucket.
+    Bucket {
+        /// Tokens per second, at least 1.
+        requests_per_second: u32,
+        /// Tokens saved at most.
+        burst: u32,
+    },
+}
+
+impl DiskModel {
+    /// Is every number in its range?
+    pub fn is_sound(&self) -> bool {
+        match self {
+            Self::Array { steps } => {
+                steps.first().is_some_and(|first| first.from == Nanos(0))
+                    && steps.iter().all(|step| step.requests_per_second > 0)
+                    && steps.windows(2).all(|pair| pair[0].from < pair[1].from)
+            }
+            Self::Positioning { bytes_per_second, .. } => *bytes_per_second > 0,
+            Self::Hp97560 => true,
+            Self::Ssd { channels } => (1..=32).contains(channels),
+            Self::Bucket { requests_per_second, .. } => *requests_per_second > 0,
+        }
+    }
+}
+
 /// What the mem-server does beyond handing out pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryPolicy {
@@ -247,6 +307,8 @@ pub struct System {
     pub groups: Vec<Group, GROUPS_MAX>,
     /// Virtual machines; a [`crate::units::VmId`] is an index into this list.
     pub vms: Vec<Vm, MAX_VMS>,
+    /// What the disk is made to look like, if it is not to answer as soon as it can.
+    pub disk_model: Option<DiskModel>,
 }
 
 /// Why a system description cannot be run. Each variant names the culprit.
@@ -286,6 +348,8 @@ pub enum SystemError {
     },
     /// The description could not be decoded.
     Malformed,
+    /// A number of the modelled disk is out of range.
+    DiskModel,
 }
 
 /// The rules of one VM.
@@ -402,6 +466,9 @@ impl System {
         if asked > available {
             return Err(SystemError::Reservations { asked, available });
         }
+        if self.disk_model.as_ref().is_some_and(|model| !model.is_sound()) {
+            return Err(SystemError::DiskModel);
+        }
         Ok(())
     }
 
@@ -451,10 +518,10 @@ impl System {
 #[cfg(test)]
 mod tests {
     use super::{
-        Balloon, Disk, Group, IoControl, IoPolicy, Memory, MemoryPolicy, Name, Sharing, System,
-        SystemError, Vm, VmRule,
+        Balloon, Disk, DiskModel, Group, IoControl, IoPolicy, Memory, MemoryPolicy, ModelStep,
+        Name, Sharing, System, SystemError, Vm, VmRule,
     };
-    use crate::units::Pages;
+    use crate::units::{Nanos, Pages};
 
     fn name(text: &str) -> Name {
         Name::try_from(text).unwrap()
@@ -493,6 +560,7 @@ mod tests {
             memory_policy: MemoryPolicy::default(),
             groups: heapless::Vec::new(),
             vms: [vm("a"), vm("b")].into_iter().collect(),
+            disk_model: None,
         }
     }
 
@@ -547,6 +615,41 @@ mod tests {
         assert!(matches!(full.check(), Err(SystemError::Reservations { .. })));
         full.kernel_memory = Pages(0x9000);
         assert_eq!(full.check(), Err(SystemError::KernelMemory));
+    }
+
+    #[test]
+    fn a_modelled_disk_has_numbers_in_range() {
+        let array = |steps: &[(u64, u32)]| DiskModel::Array {
+            steps: steps
+                .iter()
+                .map(|&(from, requests_per_second)| ModelStep {
+                    from: Nanos::from_secs(from),
+                    requests_per_second,
+                })
+                .collect(),
+        };
+        let with = |model| System { disk_model: Some(model), ..system() }.check();
+        for good in [
+            array(&[(0, 1600), (20, 1520)]),
+            DiskModel::Hp97560,
+            DiskModel::Ssd { channels: 32 },
+            DiskModel::Bucket { requests_per_second: 1, burst: 0 },
+            DiskModel::Positioning { position: Nanos(0), bytes_per_second: 1 },
+        ] {
+            assert_eq!(with(good), Ok(()));
+        }
+        for bad in [
+            array(&[]),
+            array(&[(1, 1600)]),
+            array(&[(0, 0)]),
+            array(&[(0, 1600), (20, 1), (20, 2)]),
+            DiskModel::Ssd { channels: 0 },
+            DiskModel::Ssd { channels: 33 },
+            DiskModel::Bucket { requests_per_second: 0, burst: 9 },
+            DiskModel::Positioning { position: Nanos(9), bytes_per_second: 0 },
+        ] {
+            assert_eq!(with(bad), Err(SystemError::DiskModel));
+        }
     }
 
     #[test]

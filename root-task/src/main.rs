@@ -236,6 +236,7 @@ fn find_disks(
         dma: DmaRegion { vaddr: startup::DMA_VADDR, paddr, bytes: DMA_BYTES },
         policy: system.io_policy,
         groups: system.groups.clone(),
+        model: system.disk_model.clone(),
         restarted: false,
     };
     Ok(DiskDevices { ports, registers, dma: (first, pages), handlers, start })

@@ -94,6 +94,8 @@ pub struct Host {
     pub kernel_memory: Option<Spanned<Size>>,
     /// Disk scheduling.
     pub io_policy: PolicyWord,
+    /// What the disk is made to look like.
+    pub disk_model: Option<Spanned<DiskModel>>,
     /// Speed of the sharing scanner.
     pub scan_pages_per_second: u32,
     /// Estimate activity from access bits.
@@ -102,6 +104,73 @@ pub struct Host {
     pub large_pages: Option<bool>,
     /// Size of the swap partition.
     pub swap: Option<Spanned<Size>>,
+}
+
+/// A modelled disk: `"hp-97560"`, or a table such as `{ array = { iops = 1600 } }`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum DiskModel {
+    /// The same time for every request.
+    Array(ArrayTable),
+    /// A positioning time and a bandwidth.
+    Positioning(PositioningTable),
+    /// The disk of that name.
+    #[serde(rename = "hp-97560")]
+    Hp97560,
+    /// Flash.
+    Ssd(SsdTable),
+    /// A cloud volume.
+    Bucket(BucketTable),
+}
+
+/// `array` of a modelled disk.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArrayTable {
+    /// Requests per second.
+    pub iops: u32,
+    /// From other times on.
+    #[serde(default)]
+    pub later: Vec<ArrayStep>,
+}
+
+/// One step of an array's throughput.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArrayStep {
+    /// Seconds of the machine's time.
+    pub from: u64,
+    /// Requests per second.
+    pub iops: u32,
+}
+
+/// `positioning` of a modelled disk.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PositioningTable {
+    /// Microseconds before the first byte.
+    pub micros: u64,
+    /// Bytes per second.
+    pub bandwidth: Spanned<Size>,
+}
+
+/// `ssd` of a modelled disk.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SsdTable {
+    /// Channels side by side.
+    pub channels: u8,
+}
+
+/// `bucket` of a modelled disk.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketTable {
+    /// Tokens per second.
+    pub iops: u32,
+    /// Tokens saved at most.
+    #[serde(default)]
+    pub burst: u32,
 }
 
 /// Words for the disk scheduler.

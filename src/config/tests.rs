@@ -166,3 +166,41 @@ fn mutated_descriptions_are_read_or_refused() {
     }
     assert!(refused > 1000, "only {refused} were bad: the mutation does not bite");
 }
+
+#[test]
+fn a_disk_can_be_modelled() {
+    use protocol::system::DiskModel;
+    let with = |model: &str| GOOD.replace("[host]", &format!("[host]\ndisk_model = {model}"));
+    let read = |model: &str| {
+        let config = Config::parse(&with(model), Path::new("systems/test.toml")).unwrap();
+        config.system.disk_model.unwrap()
+    };
+    assert_eq!(read("\"hp-97560\""), DiskModel::Hp97560);
+    assert_eq!(read("{ ssd = { channels = 8 } }"), DiskModel::Ssd { channels: 8 });
+    let bucket = DiskModel::Bucket { requests_per_second: 1000, burst: 0 };
+    assert_eq!(read("{ bucket = { iops = 1000 } }"), bucket);
+    let DiskModel::Positioning { position, bytes_per_second } =
+        read("{ positioning = { micros = 5000, bandwidth = \"60M\" } }")
+    else {
+        panic!("another model");
+    };
+    assert_eq!((position.0, bytes_per_second), (5_000_000, 60 << 20));
+    let array = "{ array = { iops = 1600, later = [{ from = 20, iops = 1520 }] } }";
+    let DiskModel::Array { steps } = read(array) else { panic!("another model") };
+    assert_eq!((steps.len(), steps[1].requests_per_second), (2, 1520));
+    assert_eq!(steps[1].from.0, 20_000_000_000);
+}
+
+#[test]
+fn a_model_with_impossible_numbers_is_pointed_at() {
+    for model in [
+        "{ array = { iops = 0 } }",
+        "{ array = { iops = 9, later = [{ from = 0, iops = 8 }] } }",
+        "{ ssd = { channels = 33 } }",
+    ] {
+        let text = complaint(&GOOD.replace("[host]", &format!("[host]\ndisk_model = {model}")));
+        assert!(text.contains(":3:14:") && text.contains("out of range"), "{text}");
+    }
+    let text = spoilt("[host]", "[host]\ndisk_model = \"hp-97561\"");
+    assert!(text.contains("unknown variant") && text.contains("^^^"), "{text}");
+}

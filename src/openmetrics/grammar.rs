@@ -146,7 +146,8 @@ fn full() -> Stats {
         control: IoControl::default(),
         stats: ClientStats::default(),
     }));
-    lines.push(Line::Disk { stats: DiskStats::default() });
+    let stats = DiskStats { is_modelled: true, ..DiskStats::default() };
+    lines.push(Line::Disk { stats });
     lines.push(Line::Machine { stats: MachineStats::default() });
     for server in [ServerId::Root, ServerId::Mem, ServerId::Io] {
         lines.push(Line::Server { server, stats: ServerStats::default() });

@@ -134,6 +134,8 @@ impl Stats {
                 "capacity_requests_per_second": disk.capacity,
                 "reserved_requests_per_second": disk.reserved,
                 "reference_cost_seconds": disk.reference_cost.0 as f64 / 1e9,
+                "modelled": disk.is_modelled,
+                "later_than_model_total": disk.late,
             })
         });
         json!({"device": disk, "clients": clients})
@@ -145,9 +147,14 @@ fn disk_line(disk: &DiskStats) -> String {
         0 => "not learnt yet (it never was busy)".to_owned(),
         capacity => format!("{capacity}/s"),
     };
+    let model = if disk.is_modelled {
+        format!("   modelled ({} of {} requests later than the model)", disk.late, disk.completed)
+    } else {
+        String::new()
+    };
     format!(
         "disk: policy {}   capacity {capacity}   reserved {}/s   depth {} ({} in the device)   \
-         reference request {}",
+         reference request {}{model}",
         policy_name(disk.policy),
         disk.reserved,
         disk.depth,
@@ -239,6 +246,16 @@ mod tests {
         assert_eq!(cells[1..3], ["400", "400"], "{text}");
         assert_eq!(cells[6], "25", "a quarter by reservation: {text}");
         assert_eq!(cells[16..], ["-2.5", "-", "1.5", "group-limit"], "{text}");
+    }
+
+    #[test]
+    fn a_modelled_disk_is_shown_as_one() {
+        let mut lines = lines(1, 8);
+        assert!(!explain(&lines).contains("modelled"));
+        let stats = DiskStats { is_modelled: true, late: 3, completed: 70, ..DiskStats::default() };
+        lines[3] = Line::Disk { stats };
+        let text = explain(&lines);
+        assert!(text.contains("modelled (3 of 70 requests later than the model)"), "{text}");
     }
 
     #[test]

@@ -5,17 +5,17 @@ use protocol::{ring::BlkOperation, units::Nanos};
 use super::Service;
 use crate::device::{BlockDevice, DeviceRequest, DeviceStatus, TAGS};
 
-/// Most steps of a [`Curve`].
-const STEPS: usize = 2048;
-
-/// Requests per second over time: a step function.
+/// Requests per second over time: a step function of at most `N` steps.
 #[derive(Clone, Debug)]
-pub struct Curve {
-    steps: heapless::Vec<(Nanos, u32), STEPS>,
+pub struct Steps<const N: usize> {
+    steps: heapless::Vec<(Nanos, u32), N>,
     last: usize,
 }
 
-impl Curve {
+/// Long enough for any experiment.
+pub type Curve = Steps<2048>;
+
+impl<const N: usize> Steps<N> {
     /// Always the same.
     pub fn constant(rate: u32) -> Self {
         Self::of(&[(Nanos(0), rate)])
@@ -43,18 +43,18 @@ impl Curve {
 
 /// The paper's array: every request takes one over the rate of the moment.
 #[derive(Clone, Debug)]
-pub struct Array {
-    curve: Curve,
+pub struct Array<const N: usize> {
+    curve: Steps<N>,
 }
 
-impl Array {
+impl<const N: usize> Array<N> {
     /// An array of this throughput.
-    pub const fn new(curve: Curve) -> Self {
+    pub const fn new(curve: Steps<N>) -> Self {
         Self { curve }
     }
 }
 
-impl Service for Array {
+impl<const N: usize> Service for Array<N> {
     fn time(&mut self, now: Nanos, _: &DeviceRequest) -> Nanos {
         Nanos(1_000_000_000 / u64::from(self.curve.at(now)))
     }

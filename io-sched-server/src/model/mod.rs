@@ -1,13 +1,17 @@
-//! Disks that exist only in virtual time: for deterministic experiments and tests, beside the real driver.
+//! Disks that exist only in virtual time: for deterministic experiments and tests, and as a
+//! [delay line](crate::delay::DelayLine) before the real disk.
 //!
 //! A model serves the requests it was given in its own order and time; it moves no data. Whoever drives it asks for the
 //! next event and moves time there.
 
 mod devices;
 
-pub use devices::{Array, Bucket, Curve, Positioning, Rotational, Ssd};
+pub use devices::{Array, Bucket, Curve, Positioning, Rotational, Ssd, Steps};
 
-use protocol::units::Nanos;
+use protocol::{
+    system::{DiskModel, MODEL_STEPS_MAX},
+    units::Nanos,
+};
 
 use crate::device::{BlockDevice, DeviceRequest, DeviceStatus, TAGS};
 
@@ -57,6 +61,77 @@ impl<S: Service> BlockDevice for Fifo<S> {
 
     fn next_event(&self) -> Option<Nanos> {
         self.current.map(|(_, done)| done)
+    }
+}
+
+/// A model that a system description can name.
+#[derive(Clone, Debug)]
+pub enum Model {
+    /// The paper's array.
+    Array(Fifo<Array<MODEL_STEPS_MAX>>),
+    /// A positioning time and a bandwidth.
+    Positioning(Fifo<Positioning>),
+    /// The HP 97560.
+    Rotational(Fifo<Rotational>),
+    /// Channels side by side.
+    Ssd(Ssd),
+    /// A cloud volume.
+    Bucket(Bucket),
+}
+
+impl Model {
+    /// The model described, at rest.
+    pub fn new(described: &DiskModel) -> Self {
+        match described {
+            DiskModel::Array { steps } => {
+                let mut curve = heapless::Vec::<_, MODEL_STEPS_MAX>::new();
+                curve.extend(steps.iter().map(|step| (step.from, step.requests_per_second)));
+                Self::Array(Fifo::new(Array::new(Steps::of(&curve))))
+            }
+            DiskModel::Positioning { position, bytes_per_second } => {
+                let bytes_per_second = (*bytes_per_second).max(1);
+                Self::Positioning(Fifo::new(Positioning::new(*position, bytes_per_second)))
+            }
+            DiskModel::Hp97560 => Self::Rotational(Fifo::new(Rotational::hp_97560())),
+            DiskModel::Ssd { channels } => Self::Ssd(Ssd::new(usize::from(*channels))),
+            DiskModel::Bucket { requests_per_second, burst } => {
+                Self::Bucket(Bucket::new(*requests_per_second, *burst))
+            }
+        }
+    }
+
+    const fn device(&self) -> &dyn BlockDevice {
+        match self {
+            Self::Array(device) => device,
+            Self::Positioning(device) => device,
+            Self::Rotational(device) => device,
+            Self::Ssd(device) => device,
+            Self::Bucket(device) => device,
+        }
+    }
+
+    const fn device_mut(&mut self) -> &mut dyn BlockDevice {
+        match self {
+            Self::Array(device) => device,
+            Self::Positioning(device) => device,
+            Self::Rotational(device) => device,
+            Self::Ssd(device) => device,
+            Self::Bucket(device) => device,
+        }
+    }
+}
+
+impl BlockDevice for Model {
+    fn submit(&mut self, now: Nanos, request: &DeviceRequest) {
+        self.device_mut().submit(now, request);
+    }
+
+    fn poll(&mut self, now: Nanos) -> Option<(u8, DeviceStatus)> {
+        self.device_mut().poll(now)
+    }
+
+    fn next_event(&self) -> Option<Nanos> {
+        self.device().next_event()
     }
 }
 

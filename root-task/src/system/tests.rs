@@ -59,6 +59,7 @@ fn system(vms: &[Vm]) -> System {
         memory_policy: MemoryPolicy::default(),
         groups: [group].into_iter().collect(),
         vms: vms.iter().cloned().collect(),
+        disk_model: None,
     }
 }
 
