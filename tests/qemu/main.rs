@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod bochs;
+mod boot;
 mod command;
 mod disk;
 mod isolation;
 mod large;
+mod model;
 mod no_apic;
 mod overcommit;
 mod root_task;
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     bochs::run(&mut runner);
     isolation::run(&mut runner);
     no_apic::run(&mut runner);
+    model::run(&mut runner);
     system::run(&mut runner);
     overcommit::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,53 +1,18 @@
 //! More memory promised than there is: many VMs start, and five under load lose no page.
 
-use ballast::config::Config;
-use ballast::image::{self, Disk};
-use ballast::machine::{Clock, EXIT_GOOD, Machine, Options, Writes, exit_status};
-use ballast::report::Stats;
-use ballast::session::{Ask, Session, run_folder};
+use crate::boot::{start, stats, stop, text};
+use ballast::machine::Clock;
+use ballast::session::{Ask, Session};
 use protocol::link::{Event, MemoryStats, Request, ServerId, VmState};
 use protocol::units::{Pages, VmId};
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 use tests::guest::{HANG, Shell};
 use tests::runner::{Failure, Runner};
 
 /// Guard in host time for rounds of the load.
 const LOAD: Duration = Duration::from_secs(900);
-
-fn text(error: impl std::fmt::Display) -> Failure {
-    error.to_string()
-}
-
-/// Boots a description by instruction count.
-fn start(name: &str, description: &str) -> Result<Arc<Session>, Failure> {
-    let folder = run_folder(&format!("test-{name}-{}", std::process::id())).map_err(text)?;
-    std::fs::create_dir_all(&folder).map_err(text)?;
-    let path = folder.join(format!("{name}.toml"));
-    std::fs::write(&path, description).map_err(text)?;
-    let config = Config::load(&path).map_err(text)?;
-    let image = image::build(&config, Disk::Fresh).map_err(text)?;
-    let clock = Clock::Instructions;
-    let options = Options { writes: Writes::Discard, clock, ..Options::default() };
-    let machine = Machine::start(&image, &options, &folder).map_err(text)?;
-    Session::start(machine, &folder).map_err(text)
-}
-
-fn stop(session: &Session) -> Result<(), Failure> {
-    let _ = session.ask(Request::Quit { code: EXIT_GOOD });
-    let ended = session.wait_end(HANG);
-    let _ = std::fs::remove_dir_all(session.folder());
-    if ended == Some(exit_status(EXIT_GOOD)) {
-        return Ok(());
-    }
-    Err(format!("QEMU ended with {ended:?}"))
-}
-
-fn stats(session: &Session) -> Result<Stats, Failure> {
-    session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines)).map_err(text)
-}
 
 /// Events of the run so far that are no part of a good one.
 fn bad_event(session: &Session) -> Option<Event> {
@@ -84,7 +49,7 @@ fn many(runner: &mut Runner) {
     );
     let mut started = None;
     let booted = runner.case("many: eight VMs start together", || {
-        let session = start("many", &description)?;
+        let session = start("many", &description, Clock::Instructions)?;
         let session = started.insert(session);
         session
             .wait("eight VMs running", HANG, |heard| {
@@ -146,7 +111,8 @@ fn rounds(shell: &mut Shell<'_>, count: usize) -> Result<(), Failure> {
 fn overcommit(runner: &mut Runner) {
     let mut started = None;
     let booted = runner.case("overcommit: five VMs of 60 % more than there is start", || {
-        let session = started.insert(start("overcommit", &small_overcommit()?)?);
+        let session =
+            started.insert(start("overcommit", &small_overcommit()?, Clock::Instructions)?);
         session
             .wait("five VMs running", HANG, |heard| {
                 heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())

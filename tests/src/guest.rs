@@ -104,6 +104,16 @@ impl<'a> Shell<'a> {
         self.run("stty -echo; PS1=").map(drop)
     }
 
+    /// Waits for the shell in the initramfs, which asks for no login.
+    ///
+    /// # Errors
+    ///
+    /// What was printed instead.
+    pub fn enter(&mut self) -> Result<(), Failure> {
+        self.wait("shell prompt", HANG, |text| text.contains("/ # ").then_some(()))?;
+        self.run("stty -echo; PS1=").map(drop)
+    }
+
     /// Starts a command without waiting for its end.
     ///
     /// # Errors
