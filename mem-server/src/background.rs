@@ -161,6 +161,11 @@ impl Server<'_> {
         })
     }
 
+    /// Whether targets were computed in the tick at `now`.
+    pub(crate) fn has_rebalanced_at(&self, now: Nanos) -> bool {
+        self.background.rebalanced == now
+    }
+
     /// Computes every VM's target.
     pub fn rebalance(&mut self) {
         let mut demands = [Demand::default(); MAX_VMS];

@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod background;
 mod compact;
+pub mod decisions;
 pub mod hash;
 pub mod large;
 pub mod ledger;

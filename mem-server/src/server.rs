@@ -9,6 +9,7 @@ use protocol::units::{Gfn, MAX_VMS, Nanos, Pages, VmId};
 
 use crate::admission::{self, Claim, Supply};
 use crate::background::{Background, Tokens};
+use crate::decisions::Told;
 use crate::ledger::{Block, Ledger};
 use crate::mechanism::{Mechanism, MechanismError, Page};
 use crate::page::{Entry, FRAMES_PER_BLOCK, Frame, PageOp, PageState, next};
@@ -139,6 +140,7 @@ pub struct Vm {
     pub target: u64,
     pub(crate) bound: TargetBound,
     pub(crate) untaxed: u64,
+    pub(crate) told: Told,
     /// Waits because memory is low and it is above its target.
     pub blocked: bool,
     pub(crate) scan_tokens: Tokens,
@@ -368,6 +370,7 @@ impl<'a> Server<'a> {
             target: memory.controls.limit.0,
             bound: TargetBound::Limit,
             untaxed: memory.controls.limit.0,
+            told: Told::default(),
             blocked: false,
             scan_tokens: Tokens::default(),
             scanned: 0,

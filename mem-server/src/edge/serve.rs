@@ -1,9 +1,12 @@
 //! The receive loop: sorts messages by badge and label.
 
+use mem_server::decisions::Decision;
 use mem_server::server::{Fault, Released, Server};
 use mem_server::spaces::{Kernel as _, Spaces};
 use mem_server::swap::Finished;
-use protocol::mem::{self, GfnRange, Mem, MemEvent, MemReply, MemRequest, RANGES_MAX, Refusal};
+use protocol::mem::{
+    self, Explanation, GfnRange, Mem, MemEvent, MemReply, MemRequest, RANGES_MAX, Refusal,
+};
 use protocol::root::{
     Command, FaultReport, MemCounter, MemVmCounter, RootRequest, mem_counter, mem_vm_counter,
 };
@@ -184,8 +187,12 @@ impl State {
             self.swapped();
         }
         if signals & notify::TIMER != 0 {
-            if let Some(event) = self.server.tick(runtime::clock::now(), &mut self.spaces) {
+            let now = runtime::clock::now();
+            if let Some(event) = self.server.tick(now, &mut self.spaces) {
                 tell_root(&RootRequest::MemEvent(event));
+            }
+            while let Some(decision) = self.server.next_decision(now) {
+                log(&decision);
             }
             self.publish();
             arm_timer();
@@ -253,6 +260,31 @@ impl State {
 
 fn released(released: Released) -> Answer {
     words(0, [released.done, released.refused, 0, 0], 2)
+}
+
+fn log(decision: &Decision) {
+    let Decision { vm, from, terms } = decision;
+    let Explanation { stats, controls, .. } = terms;
+    defmt::info!(
+        "VM {=u16}: target {=u64} -> {=u64} KiB by {=str}, as {=str}: size {=u64}, reservation {=u64}, limit {=u64}, granted {=u64}, active {=u64} KiB, \
+         shares {=u32}, tax {=u16} permille",
+        vm.0,
+        kib(*from),
+        kib(stats.target),
+        decision.bound(),
+        decision.trigger(),
+        kib(stats.size),
+        kib(controls.reservation.0),
+        kib(controls.limit.0),
+        kib(stats.granted),
+        kib(stats.active),
+        controls.shares,
+        terms.tax,
+    );
+}
+
+const fn kib(pages: u64) -> u64 {
+    pages << 2
 }
 
 fn arm_timer() {
