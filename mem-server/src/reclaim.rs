@@ -400,7 +400,7 @@ impl Server<'_> {
                 None
             }
             (true, false) => {
-                // The slot is bad; it stays taken so that it is not tried again. The page is still there.
+                // The slot stays taken so that it is not tried again. The page is still there.
                 self.change(vm, index, PageOp::SwapCancel, frame.0);
                 None
             }
@@ -410,6 +410,8 @@ impl Server<'_> {
                 transfer.awaited.then_some(Arrived { vm, gfn, ok: true })
             }
             (false, false) => {
+                // Whoever has the page gives the slot back when he ends: it must not be another's then.
+                self.swap.condemn(transfer.slot);
                 self.change(vm, index, PageOp::SwapInFailed, transfer.slot);
                 self.ledger.free_frame(frame);
                 transfer.awaited.then_some(Arrived { vm, gfn, ok: false })

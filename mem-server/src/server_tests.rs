@@ -355,6 +355,30 @@ fn swap_errors_lose_no_page_silently() {
 }
 
 #[test]
+fn a_slot_that_was_not_read_is_nobodys_again() {
+    let mut world = World::new(4, 64, Policy { swap_slots: 2, ..swapping() });
+    world.admit(0, 2, Sharing::Vm);
+    let out = |world: &mut World, index: u32| {
+        world.write(0, index, INCOMPRESSIBLE | u64::from(index));
+        world.server.reclaim_page(VmId(0), index, &mut world.machine);
+        let done = world.machine.disk_step(false);
+        done.map(|(transfer, ok)| world.server.swap_done(transfer, ok))
+    };
+    assert!(out(&mut world, 3).is_some());
+    let gfn = world.gfn(0, 3);
+    assert_eq!(world.server.fault_in(VmId(0), gfn, 0, &mut world.machine), Fault::Pending);
+    let (transfer, ok) = world.machine.disk_step(true).unwrap();
+    assert!(!world.server.swap_done(transfer, ok).unwrap().ok);
+    // The VM is stopped and another begins: of two slots one is left.
+    world.server.release_vm(VmId(0), &mut world.machine);
+    world.oracle.clear();
+    world.admit(0, 2, Sharing::Vm);
+    assert!(out(&mut world, 3).is_some() && out(&mut world, 4).is_none());
+    world.check();
+    world.read_all();
+}
+
+#[test]
 fn a_page_written_while_it_is_swapped_out_is_the_new_one() {
     let mut world = World::new(4, 64, swapping());
     world.admit(0, 2, Sharing::Vm);

@@ -164,6 +164,9 @@ pub fn unpack(frame: &[u8; FRAME_BYTES], offset: usize, page: &mut [u8; FRAME_BY
     lz4_flex::block::decompress_into(bytes, page).is_ok_and(|length| length == FRAME_BYTES)
 }
 
+/// Bad slots the swap map can remember. A disk with more of them serves nobody for long.
+const BAD_SLOTS: usize = 64;
+
 /// Slots of the swap area.
 pub struct SwapMap<'a> {
     /// One bit per slot, set if used.
@@ -171,6 +174,8 @@ pub struct SwapMap<'a> {
     slots: u32,
     used: u32,
     hand: u32,
+    /// Slots the disk could not read: they stay used.
+    bad: heapless::Vec<u32, BAD_SLOTS>,
 }
 
 impl<'a> SwapMap<'a> {
@@ -178,7 +183,7 @@ impl<'a> SwapMap<'a> {
     pub fn new(bits: &'a mut [u64], slots: u32) -> Self {
         bits.fill(0);
         let slots = slots.min(bits.len() as u32 * 64);
-        Self { bits, slots, used: 0, hand: 0 }
+        Self { bits, slots, used: 0, hand: 0, bad: heapless::Vec::new() }
     }
 
     /// The area has `slots` slots, at most as many as there are bits; what was taken stays taken.
@@ -192,7 +197,7 @@ impl<'a> SwapMap<'a> {
         self.slots
     }
 
-    /// Slots in use.
+    /// Slots in use, with those that turned out to be bad.
     pub const fn used(&self) -> u32 {
         self.used
     }
@@ -215,9 +220,16 @@ impl<'a> SwapMap<'a> {
         Some(slot)
     }
 
+    /// The disk failed at a slot in use: nobody gets it again, whoever gives it back. Past [`BAD_SLOTS`] it is forgotten.
+    pub fn condemn(&mut self, slot: u32) {
+        if !self.bad.contains(&slot) {
+            let _ = self.bad.push(slot);
+        }
+    }
+
     /// Gives a slot back.
     pub fn free(&mut self, slot: u32) {
-        if slot < self.slots && self.is_used(slot) {
+        if slot < self.slots && self.is_used(slot) && !self.bad.contains(&slot) {
             self.bits[slot as usize / 64] &= !(1 << (slot % 64));
             self.used -= 1;
         }
@@ -327,5 +339,35 @@ mod tests {
         map.free(7);
         map.free(7);
         assert_eq!((map.used(), map.take(), map.take()), (99, Some(7), None));
+    }
+
+    #[test]
+    fn a_bad_slot_is_not_given_again() {
+        let mut bits = [0; 1];
+        let mut map = SwapMap::new(&mut bits, 4);
+        for slot in 0..4 {
+            assert_eq!(map.take(), Some(slot));
+        }
+        // Still somebody's when it turns out to be bad, and told twice.
+        map.condemn(2);
+        map.condemn(2);
+        for slot in 0..4 {
+            map.free(slot);
+        }
+        let given: Vec<_> = core::iter::from_fn(|| map.take()).collect();
+        assert_eq!((given.len(), given.contains(&2), map.used()), (3, false, 4));
+    }
+
+    #[test]
+    fn however_many_slots_are_bad_the_others_are_given() {
+        let slots = BAD_SLOTS as u32 + 10;
+        let mut bits = [0; 3];
+        let mut map = SwapMap::new(&mut bits, slots);
+        while let Some(slot) = map.take() {
+            map.condemn(slot);
+        }
+        // Those it has no room to remember are given again.
+        (0..slots).for_each(|slot| map.free(slot));
+        assert_eq!(core::iter::from_fn(|| map.take()).count(), 10);
     }
 }
