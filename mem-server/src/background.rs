@@ -17,8 +17,8 @@ use crate::sharing::Scanned;
 const RECLAIM_BATCH: u64 = 256;
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
-/// Most draws for a page to scan.
-const PICK_DRAWS: u32 = 32;
+/// Most steps to a page to scan.
+const PICK_STEPS: u32 = 32;
 /// Pages of one harvest call.
 const HARVEST_PAGES: u32 = 2048;
 
@@ -420,15 +420,16 @@ impl Server<'_> {
         self.vms.iter().flatten().map(|vm| vm.count(PageState::Zero)).sum()
     }
 
-    /// A random private page that may be shared; gives up after some draws, so that a VM with nothing left costs little, but not
-    /// so soon that one with a twentieth of its pages left falls behind the budget.
+    /// The next private page that may be shared, in a random order in which each page comes once before any comes again; gives
+    /// up after some pages that may not, so that a VM with nothing left costs little, but not so soon that one with a twentieth
+    /// of its pages left falls behind the budget.
     fn pick_to_scan(&mut self, vm: VmId) -> Option<u32> {
-        let record = self.vms[vm.0 as usize].as_ref()?;
+        let record = self.vms[vm.0 as usize].as_mut()?;
         if record.memory.controls.sharing == protocol::mem::Sharing::None {
             return None;
         }
         let (base, size) = (record.base, record.memory.size.0 as u32);
-        (0..PICK_DRAWS).map(|_| self.random.below(size)).find(|index| {
+        (0..PICK_STEPS).map(|_| record.walk.next(size, &mut self.random)).find(|index| {
             let entry = self.entries[(base + index) as usize];
             entry.state() == PageState::Private && !entry.is_ineligible()
         })

@@ -17,7 +17,7 @@ use crate::policy::balloon::Controller;
 use crate::policy::estimator::{Averages, ONE, Source};
 use crate::policy::large::{Demotion, Region};
 use crate::policy::pressure::{Pressure, Thresholds};
-use crate::random::Random;
+use crate::random::{Random, Walk};
 use crate::share::{Record, ShareTable};
 use crate::tier::{Pool, PoolFrame, SwapMap, TRANSFERS, Transfer};
 
@@ -144,6 +144,8 @@ pub struct Vm {
     /// Waits because memory is low and it is above its target.
     pub blocked: bool,
     pub(crate) scan_tokens: Tokens,
+    /// Where the scanner is.
+    pub(crate) walk: Walk,
     /// Pages scanned and merged.
     pub scanned: u64,
     /// Of the scanned, merged.
@@ -373,6 +375,7 @@ impl<'a> Server<'a> {
             told: Told::default(),
             blocked: false,
             scan_tokens: Tokens::default(),
+            walk: Walk::default(),
             scanned: 0,
             merged: 0,
         });
