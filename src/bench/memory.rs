@@ -1,18 +1,22 @@
-//! What the mem-server's work costs, counted by itself while two equal Linux VMs run and their pages are merged.
+//! What the mem-server's work costs, counted by itself while equal Linux VMs run and their pages are merged.
 
 use super::{Figures, HANG, boot, quit};
 use crate::Error;
 use crate::report::Stats;
 use crate::session::{Ask, Session};
-use protocol::link::{Request, ServerId};
+use protocol::link::{Event, Request, ServerId};
 use std::time::{Duration, Instant};
 
 /// Pages the scanner has looked at when the measurement ends: several passes over both VMs.
 const SCANNED: u64 = 400_000;
+/// Bytes that KSM gave back of four idle 128 MiB VMs on the same host: what the pages looked at are counted up to.
+const KSM_SAVED: u64 = 232_000_000;
 /// Compressed pages touched when that measurement ends.
 const DECOMPRESSED: u64 = 100;
 /// Time between two looks, on the host.
 const LOOK: Duration = Duration::from_millis(500);
+/// The same where what lies between two looks is read off a line.
+const CLOSE_LOOK: Duration = Duration::from_millis(20);
 
 /// A machine-wide counter of the mem-server.
 fn counter(stats: &Stats, wanted: &str) -> u64 {
@@ -39,6 +43,11 @@ fn wait(session: &Session, wanted: &str, least: u64) -> Result<Stats, Error> {
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Bytes saved by sharing.
+fn saved(stats: &Stats) -> u64 {
+    stats.vms.iter().map(|(.., vm)| vm.memory.saved.bytes()).sum()
 }
 
 fn per(figures: &mut Figures, key: &str, ticks: u64, pages: u64) {
@@ -81,8 +90,54 @@ pub fn figures(figures: &mut Figures) -> Result<(), Error> {
     let ticks = get("sharing.scan_ticks") + get("sharing.merge_ticks");
     let uptime = stats.machine.uptime.0.max(1);
     figures.insert("scanner_cpu_permille".to_owned(), (ticks * 1000 / uptime) as f64);
-    let saved: u64 = stats.vms.iter().map(|(.., vm)| vm.memory.saved.bytes()).sum();
-    figures.insert("shared_saved_mib".to_owned(), (saved >> 20) as f64);
+    figures.insert("shared_saved_mib".to_owned(), (saved(&stats) >> 20) as f64);
+    Ok(())
+}
+
+/// Pages looked at and bytes saved.
+type Point = (u64, u64);
+
+/// The pages looked at when `bytes` were saved, on the line between the two looks around it. `None` if it was not so much.
+fn scanned_at(points: &[Point], bytes: u64) -> Option<f64> {
+    let after = points.iter().position(|(_, saved)| *saved >= bytes)?;
+    let (scanned, saved) = *points.get(after)?;
+    let (before, less) = after.checked_sub(1).and_then(|at| points.get(at)).copied()?;
+    let part = (bytes - less) as f64 / (saved - less) as f64;
+    Some((before as f64 + part * (scanned - before) as f64).round())
+}
+
+/// Looks at sharing until the scanner has looked at [`SCANNED`] pages.
+fn curve(session: &Session) -> Result<Vec<Point>, Error> {
+    // What is asked before is not answered, and time flies while one waits for that.
+    session.wait("readiness", HANG, |heard| {
+        heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
+    })?;
+    let start = Instant::now();
+    let mut points = vec![(0, 0)];
+    while start.elapsed() < HANG {
+        let stats = Stats::from_lines(&session.ask(Request::Stats)?);
+        let scanned = counter(&stats, "sharing.scanned");
+        points.push((scanned, saved(&stats)));
+        if scanned >= SCANNED {
+            return Ok(points);
+        }
+        std::thread::sleep(CLOSE_LOOK);
+    }
+    Err(Error::NoProgress(format!("sharing.scanned stays below {SCANNED}")))
+}
+
+/// What sharing gives back of four idle VMs, and how many pages it looks at until that is as much as KSM's.
+pub fn four(figures: &mut Figures) -> Result<(), Error> {
+    crate::image::progress("measuring page sharing with four Linux VMs");
+    let session = boot("bench-share-four.toml", 1)?;
+    let points = curve(&session);
+    quit(&session);
+    let points = points?;
+    let most = points.last().map_or(0, |(_, saved)| saved >> 20);
+    figures.insert("sharing_4vm_mib".to_owned(), most as f64);
+    if let Some(scanned) = scanned_at(&points, KSM_SAVED) {
+        figures.insert("sharing_4vm_scanned".to_owned(), scanned);
+    }
     Ok(())
 }
 
@@ -96,4 +151,23 @@ pub fn compressed(figures: &mut Figures) -> Result<(), Error> {
     let ticks = counter(&stats, "memory.decompress_ticks");
     per(figures, "compressed_fault", ticks, counter(&stats, "memory.decompressed"));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scanned_at;
+
+    #[test]
+    fn pages_looked_at_are_read_off_the_line_between_two_looks() {
+        let points = [(0, 0), (1000, 50), (2000, 150)];
+        assert_eq!(scanned_at(&points, 100), Some(1500.0));
+        assert_eq!(scanned_at(&points, 150), Some(2000.0));
+        assert_eq!(scanned_at(&points, 50), Some(1000.0));
+    }
+
+    #[test]
+    fn what_was_not_saved_has_no_figure() {
+        assert_eq!(scanned_at(&[(0, 0), (1000, 50)], 51), None);
+        assert_eq!(scanned_at(&[], 0), None);
+    }
 }
