@@ -97,6 +97,8 @@ pub struct Options {
     pub writes: Writes,
     /// Requests per second QEMU lets the disk do, if throttled.
     pub disk_iops: Option<u32>,
+    /// Rules by which the disk fails: a file for QEMU's `blkdebug` driver. Not together with [`Writes::Discard`].
+    pub disk_faults: Option<PathBuf>,
     /// Kernel arguments.
     pub arguments: String,
 }
@@ -109,6 +111,7 @@ impl Default for Options {
             boot: Boot::Pvh,
             writes: Writes::Keep,
             disk_iops: None,
+            disk_faults: None,
             arguments: String::new(),
         }
     }
@@ -211,16 +214,25 @@ impl Machine {
             add(&["-drive", code, "-drive", &variables]);
         }
         if let Some(disk) = &image.disk {
-            let snapshot = if options.writes == Writes::Discard { ",snapshot=on" } else { "" };
-            let limit = options.disk_iops.map(|iops| format!(",throttling.iops-total={iops}"));
-            let drive = format!(
-                "if=none,id=disk,format=raw,cache=writeback,file={}{snapshot}{}",
-                disk.display(),
-                limit.unwrap_or_default()
-            );
+            let drive = Self::drive(disk, options);
             add(&["-drive", &drive, "-device", "virtio-blk-pci,drive=disk,disable-legacy=on"]);
         }
         command
+    }
+
+    /// QEMU's words for the disk.
+    fn drive(disk: &Path, options: &Options) -> String {
+        let snapshot = if options.writes == Writes::Discard { ",snapshot=on" } else { "" };
+        let limit = options.disk_iops.map(|iops| format!(",throttling.iops-total={iops}"));
+        let disk = disk.display();
+        let file = match &options.disk_faults {
+            None => format!("format=raw,file={disk}"),
+            Some(rules) => format!(
+                "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={disk}",
+                rules.display()
+            ),
+        };
+        format!("if=none,id=disk,cache=writeback,{file}{snapshot}{}", limit.unwrap_or_default())
     }
 
     /// The management link; can be taken once.

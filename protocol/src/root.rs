@@ -289,6 +289,8 @@ pub enum MemCounter {
     DecompressTicks,
     /// Pages copied to other frames so that a block became wholly free.
     Moved,
+    /// Pages that the swap partition did not take or give back.
+    SwapErrors,
     /// Bytes of capability slots that VMs use.
     CapabilityBytes,
     /// Bytes of the page states of admitted VMs.

@@ -11,6 +11,7 @@ mod model;
 mod no_apic;
 mod overcommit;
 mod root_task;
+mod swap_errors;
 mod system;
 
 use std::process::ExitCode;
@@ -26,5 +27,6 @@ fn main() -> ExitCode {
     model::run(&mut runner);
     system::run(&mut runner);
     overcommit::run(&mut runner);
+    swap_errors::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -220,6 +220,7 @@ impl State {
         publish(mem_counter(MemCounter::Decompressed), counters.decompressed);
         publish(mem_counter(MemCounter::DecompressTicks), counters.decompress_ticks);
         publish(mem_counter(MemCounter::Moved), counters.moved);
+        publish(mem_counter(MemCounter::SwapErrors), counters.swap_errors);
         publish(mem_counter(MemCounter::CapabilityBytes), self.spaces.capability_bytes());
         publish(mem_counter(MemCounter::StateBytes), self.server.state_bytes());
         publish(mem_counter(MemCounter::SharingBytes), self.server.sharing_bytes() as u64);
