@@ -35,6 +35,18 @@ fn limit(limit: u32) -> IoChange {
     IoChange { limit: Some(limit), ..IoChange::default() }
 }
 
+/// Sets the limit of `web1` and the policy.
+pub fn change(session: &Session, of_web1: u32, policy: IoPolicy) -> Result<(), Failure> {
+    set(session, limit(of_web1))?;
+    session.ask(Request::IoPolicy(policy)).map(drop).map_err(text)
+}
+
+/// The limit of `web1` and the policy, as the io-sched-server has them.
+pub fn found(session: &Session) -> Result<(Option<u32>, Option<Policy>), Failure> {
+    let stats = stats(session)?;
+    Ok((client(&stats, WEB1)?.control.limit, stats.disk.map(|disk| disk.policy)))
+}
+
 /// Machine time that `web1` needs for so many single reads of 4 KiB from the disk itself, in milliseconds.
 fn timed_reads(session: &Session, web1: &mut Shell<'_>, count: u32) -> Result<u64, Failure> {
     let before = stats(session)?.machine.uptime.0;

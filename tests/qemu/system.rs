@@ -1,11 +1,14 @@
 //! The default system, driven through its consoles and its management link.
 
+use crate::disk;
 use ballast::config::Config;
 use ballast::image::{self, Disk};
 use ballast::machine::{Clock, EXIT_GOOD, Machine, Options, Writes, exit_status};
 use ballast::report::Stats;
 use ballast::session::{Ask, Line, Session, run_folder};
+use protocol::io::Policy;
 use protocol::link::{Event, Request, ServerId, Setting, VmState};
+use protocol::system::IoPolicy;
 use protocol::units::{Pages, VmId};
 use std::path::Path;
 use std::sync::Arc;
@@ -213,7 +216,7 @@ fn verbs<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2:
         ask(Request::VmSet { vm: WEB1, setting: Setting::Balloon(None) }).map(drop)
     });
     crate::large::balloon(runner, session, web1);
-    crate::disk::claims(runner, session, web1);
+    disk::claims(runner, session, web1);
     runner.case("system: a refused request names its reason", || {
         match session.ask(Request::VmStart(WEB1)) {
             Err(error) => same("reason", error.to_string().contains("running"), true),
@@ -293,6 +296,9 @@ const VERIFY: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; n=$(cat /dev/shm/a
 /// Most a record may take, whatever is killed: a writer that stood still for longer was hurt.
 const STALL_MAX: Duration = Duration::from_secs(5);
 
+/// A disk limit that holds nobody back.
+const DRILL_LIMIT: u32 = 54_321;
+
 /// Starts the writer and waits until it is well under way.
 fn start_writer(shell: &mut Shell<'_>) -> Result<(), Failure> {
     shell.start(WRITER)?;
@@ -333,11 +339,17 @@ fn drills<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2
         web1.expect(VERIFY).map(drop)
     });
     runner.case("drills: the io-sched-server is killed under load and nothing is lost", || {
+        disk::change(session, DRILL_LIMIT, IoPolicy::Sfq)?;
         start_writer(web1)?;
         ask(Request::Kill(ServerId::Io))?;
         figures.push(("io-sched-server out of service", downtime(session, ServerId::Io)?));
         figures.push(("worst record, io-sched-server killed", worst_stall(web1)?));
         web1.expect(VERIFY).map(drop)
+    });
+    runner.case("drills: the new io-sched-server has the claims and policy of the old one", || {
+        let found = disk::found(session)?;
+        disk::change(session, 0, IoPolicy::Mclock)?;
+        same("limit and policy", found, (Some(DRILL_LIMIT), Some(Policy::Sfq)))
     });
     runner.case(
         "drills: a vmm-server is killed while both write: the other VM is unharmed",
