@@ -5,6 +5,7 @@
 
 use crate::report::{Stats, disk::policy_name, state_name};
 use crate::session::{DiskClient, server_name};
+use protocol::io::LATENCY_BOUNDS;
 use protocol::link::{EXIT_KINDS, Unit, VmState, VmStats};
 use protocol::units::Nanos;
 use std::fmt::Write;
@@ -21,6 +22,7 @@ enum Kind {
     Info,
     StateSet,
     Summary,
+    Histogram,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
             Self::Info => "info",
             Self::StateSet => "stateset",
             Self::Summary => "summary",
+            Self::Histogram => "histogram",
         }
     }
 
@@ -38,7 +41,7 @@ impl Kind {
         match self {
             Self::Counter => "_total",
             Self::Info => "_info",
-            Self::Gauge | Self::StateSet | Self::Summary => "",
+            Self::Gauge | Self::StateSet | Self::Summary | Self::Histogram => "",
         }
     }
 }
@@ -68,7 +71,11 @@ impl Page {
     }
 
     fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        let _ = write!(self.text, "{}{}", self.family, self.suffix);
+        self.sample_of(self.suffix, labels, value);
+    }
+
+    fn sample_of(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let _ = write!(self.text, "{}{suffix}", self.family);
         for (at, (name, text)) in labels.iter().enumerate() {
             let open = if at == 0 { '{' } else { ',' };
             let _ = write!(self.text, "{open}{name}=\"{}\"", escaped(text));
@@ -197,11 +204,9 @@ fn disk_rates(page: &mut Page, stats: &Stats) {
     for (client, vm, disk) in &clients {
         page.sample(&[("vm", vm), ("disk", disk)], client.stats.errors);
     }
+    latencies(page, &clients);
     type Quantiles = fn(&DiskClient) -> (Nanos, Nanos);
-    let times: [(&str, &str, Quantiles); 3] = [
-        ("latency", "From the doorbell to completion.", |c| {
-            (c.stats.latency_p50, c.stats.latency_p99)
-        }),
+    let times: [(&str, &str, Quantiles); 2] = [
         ("queue", "In the scheduler's queue.", |c| (c.stats.queue_p50, c.stats.queue_p99)),
         ("device", "In the device.", |c| (c.stats.device_p50, c.stats.device_p99)),
     ];
@@ -225,6 +230,25 @@ fn disk_rates(page: &mut Page, stats: &Stats) {
         for (phase, count) in [("reservation", c.by_reservation), ("weight", c.by_weight)] {
             page.sample(&[("vm", vm), ("disk", disk), ("phase", phase)], count);
         }
+    }
+}
+
+fn latencies(page: &mut Page, clients: &[(&DiskClient, String, String)]) {
+    let help = "From the doorbell to completion.";
+    page.family("vm_disk_latency_seconds", Kind::Histogram, help);
+    for (client, vm, disk) in clients {
+        let mut sum = 0;
+        for (at, count) in client.stats.latency_counts.iter().enumerate() {
+            sum += u64::from(*count);
+            let bound = LATENCY_BOUNDS.get(at).map_or("+Inf".to_owned(), |bound| {
+                let seconds = seconds(*bound);
+                if seconds.fract() == 0.0 { format!("{seconds:.1}") } else { seconds.to_string() }
+            });
+            page.sample_of("_bucket", &[("vm", vm), ("disk", disk), ("le", &bound)], sum);
+        }
+        page.sample_of("_count", &[("vm", vm), ("disk", disk)], sum);
+        let total = seconds(client.stats.latency_sum);
+        page.sample_of("_sum", &[("vm", vm), ("disk", disk)], total);
     }
 }
 

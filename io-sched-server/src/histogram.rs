@@ -13,6 +13,7 @@ const DOUBLINGS: usize = 26;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram {
     total: u64,
+    sum: u64,
     buckets: [u32; STEPS * DOUBLINGS],
 }
 
@@ -25,7 +26,7 @@ impl Default for Histogram {
 impl Histogram {
     /// Empty.
     pub const fn new() -> Self {
-        Self { total: 0, buckets: [0; STEPS * DOUBLINGS] }
+        Self { total: 0, sum: 0, buckets: [0; STEPS * DOUBLINGS] }
     }
 
     /// Counts one duration.
@@ -33,6 +34,30 @@ impl Histogram {
         let index = Self::index(duration.0);
         self.buckets[index] = self.buckets[index].saturating_add(1);
         self.total += 1;
+        self.sum = self.sum.saturating_add(duration.0);
+    }
+
+    /// Least duration of bucket `index`.
+    const fn start(index: usize) -> u64 {
+        let power = FIRST + (index / STEPS) as u32;
+        (1 << power) + (1 << (power - 4)) * (index % STEPS) as u64
+    }
+
+    /// Samples by parts: more than the bound before and at most this one; the last part is what is beyond all. Exact within a
+    /// bucket's width.
+    pub fn parts<const BOUNDS: usize, const PARTS: usize>(
+        &self,
+        bounds: &[Nanos; BOUNDS],
+    ) -> [u32; PARTS] {
+        const { assert!(PARTS == BOUNDS + 1) };
+        let mut parts = [0u32; PARTS];
+        for (index, count) in self.buckets.iter().enumerate().filter(|(_, count)| **count != 0) {
+            let part = bounds.partition_point(|bound| bound.0 <= Self::start(index));
+            if let Some(part) = parts.get_mut(part) {
+                *part = part.saturating_add(*count);
+            }
+        }
+        parts
     }
 
     fn index(nanos: u64) -> usize {
@@ -48,12 +73,16 @@ impl Histogram {
         for (index, count) in self.buckets.iter().enumerate() {
             seen += u64::from(*count);
             if seen >= rank && rank > 0 {
-                let power = FIRST + (index / STEPS) as u32;
-                let width = 1 << (power - 4);
-                return Nanos((1 << power) + width * (index % STEPS) as u64 + width / 2);
+                let width = 1 << (FIRST + (index / STEPS) as u32 - 4);
+                return Nanos(Self::start(index) + width / 2);
             }
         }
         Nanos(0)
+    }
+
+    /// Sum of all samples.
+    pub const fn sum(&self) -> Nanos {
+        Nanos(self.sum)
     }
 
     /// Samples counted.
@@ -65,6 +94,18 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_sample_is_in_one_part() {
+        let mut histogram = Histogram::new();
+        let bounds = [Nanos(1_000_000), Nanos(10_000_000)];
+        for nanos in [0, 500, 900_000, 1_200_000, 9_000_000, 11_000_000, u64::MAX] {
+            histogram.add(Nanos(nanos));
+        }
+        assert_eq!(histogram.parts::<2, 3>(&bounds), [3, 2, 2]);
+        assert_eq!(histogram.sum(), Nanos(u64::MAX), "sums do not wrap");
+        assert_eq!(Histogram::new().parts::<2, 3>(&bounds), [0; 3]);
+    }
 
     #[test]
     fn quantiles_are_within_a_bucket() {

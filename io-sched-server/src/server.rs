@@ -9,8 +9,8 @@ use core::sync::atomic::AtomicU64;
 use protocol::{
     interface::decode,
     io::{
-        ClientStats, Controls, DiskInfo, DiskStats, Io, IoError, IoReply, IoRequest, MAX_CLIENTS,
-        MAX_GROUPS, PartitionLabel, Policy, ROOT_BADGE, WaitsFor,
+        ClientStats, Controls, DiskInfo, DiskStats, Io, IoError, IoReply, IoRequest,
+        LATENCY_BOUNDS, MAX_CLIENTS, MAX_GROUPS, PartitionLabel, Policy, ROOT_BADGE, WaitsFor,
     },
     ring::{
         BLK_SLOTS, BlkOperation, BlkRequest, BlkServer, BlkStatus, Phase, RingError, SECTOR_BYTES,
@@ -919,6 +919,8 @@ impl<M: Memory> Server<M> {
         let mut stats = session.stats;
         stats.queued = self.dispatcher.waiting(index);
         stats.in_device = session.in_device;
+        stats.latency_counts = session.latency.parts(&LATENCY_BOUNDS);
+        stats.latency_sum = session.latency.sum();
         stats.latency_p50 = session.latency.quantile(500);
         stats.latency_p99 = session.latency.quantile(990);
         stats.queue_p50 = session.queue.quantile(500);

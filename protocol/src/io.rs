@@ -189,6 +189,23 @@ pub enum IoError {
     Malformed,
 }
 
+/// Upper bounds of the parts in which [`ClientStats::latency_counts`] counts requests; what took longer is in one more.
+pub const LATENCY_BOUNDS: [Nanos; 13] = [
+    Nanos(100_000),
+    Nanos(250_000),
+    Nanos(500_000),
+    Nanos::from_millis(1),
+    Nanos(2_500_000),
+    Nanos::from_millis(5),
+    Nanos::from_millis(10),
+    Nanos::from_millis(25),
+    Nanos::from_millis(50),
+    Nanos::from_millis(100),
+    Nanos::from_millis(250),
+    Nanos::from_secs(1),
+    Nanos::from_secs(5),
+];
+
 /// Figures of one client since it was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStats {
@@ -214,6 +231,10 @@ pub struct ClientStats {
     pub queued: u32,
     /// In the device now.
     pub in_device: u32,
+    /// Requests by their time from the doorbell to completion: more than the last and at most this of [`LATENCY_BOUNDS`].
+    pub latency_counts: [u32; LATENCY_BOUNDS.len() + 1],
+    /// Sum of these times.
+    pub latency_sum: Nanos,
     /// Median time from the doorbell to completion.
     pub latency_p50: Nanos,
     /// 99th percentile of the same.

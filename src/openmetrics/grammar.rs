@@ -5,7 +5,7 @@
 use super::{Stats, text};
 use crate::report::Term;
 use crate::session::{DiskClient, Line};
-use protocol::io::{ClientStats, DiskStats};
+use protocol::io::{ClientStats, DiskStats, LATENCY_BOUNDS};
 use protocol::link::{MachineStats, ServerId, ServerStats, Unit, VmState, VmStats};
 use protocol::system::IoControl;
 use protocol::units::VmId;
@@ -75,6 +75,15 @@ fn sample(line: &str, family: &str, kind: &str) -> Option<String> {
             let quantile = labels.get("quantile").and_then(|q| q.parse::<f64>().ok());
             suffix.is_empty() && quantile.is_some_and(|q| (0.0..=1.0).contains(&q)) && number >= 0.0
         }
+        "histogram" => {
+            let bound = labels.get("le").map(|le| le == "+Inf" || le.parse::<f64>().is_ok());
+            let is_known = match suffix {
+                "_bucket" => bound == Some(true),
+                "_count" | "_sum" => bound.is_none(),
+                _ => false,
+            };
+            is_known && number >= 0.0
+        }
         _ => false,
     };
     (fits && is_number_text).then(|| format!("{name}{labels:?}"))
@@ -129,7 +138,9 @@ fn full() -> Stats {
         let vm = VmId(id);
         lines.push(Line::Vm { vm, name: name.to_owned(), state: VmState::Running });
         lines.push(Line::VmStats { vm, stats: VmStats { exits: [7; 8], ..VmStats::default() } });
-        let (control, stats) = (IoControl::default(), ClientStats::default());
+        let latency_counts = [1; LATENCY_BOUNDS.len() + 1];
+        let stats = ClientStats { latency_counts, ..ClientStats::default() };
+        let control = IoControl::default();
         let partition = name.to_owned();
         lines.push(Line::DiskClient(DiskClient {
             vm: Some(vm),
@@ -177,12 +188,27 @@ fn the_text_keeps_the_grammar() {
         "# TYPE ballast_vm_exits counter\n",
         "ballast_vm_exits_total{vm=\"web\",reason=\"cpuid\"} 7\n",
         "# UNIT ballast_vm_disk_bytes bytes\n",
+        "ballast_vm_disk_latency_seconds_bucket{vm=\"web\",disk=\"disk0\",le=\"0.00025\"} 2\n",
+        "ballast_vm_disk_latency_seconds_bucket{vm=\"web\",disk=\"disk0\",le=\"1.0\"} 12\n",
+        "ballast_vm_disk_latency_seconds_bucket{vm=\"web\",disk=\"disk0\",le=\"+Inf\"} 14\n",
+        "ballast_vm_disk_latency_seconds_count{vm=\"web\",disk=\"disk0\"} 14\n",
         "ballast_io_phase_total{vm=\"\",disk=\"swap\",phase=\"weight\"} 0\n",
         "ballast_server_restarts_total{server=\"io-sched-server\"} 0\n",
         "ballast_term_server_bytes{server=\"root-task\",vm=\"web\"} 3\n",
         "vm=\"odd \\\"name\\\"\\\\\"",
     ] {
         assert!(text.contains(wanted), "{wanted}\n{text}");
+    }
+}
+
+#[test]
+fn a_histogram_needs_its_parts() {
+    let good = "# TYPE a histogram\n# HELP a x.\na_bucket{le=\"1.0\"} 1\na_bucket{le=\"+Inf\"} 2\n\
+                a_count 2\na_sum 3.5\n# EOF\n";
+    assert_eq!(check(good), Ok(4));
+    for (from, to) in [("a_bucket{le=\"1.0\"}", "a_bucket"), ("a_count 2", "a 2"), ("1.0", "x")] {
+        let bad = good.replacen(from, to, 1);
+        assert!(check(&bad).is_err(), "{bad}");
     }
 }
 
