@@ -741,6 +741,57 @@ mod tests {
         slot
     }
 
+    /// What the client keeps is whole: slots that wait are in use, and data pages are those of slots in use, each of one only.
+    fn check(client: &BlkClient) {
+        assert_eq!(client.waiting & !client.used, 0, "a slot waits that is not in use");
+        let mut pages = [0u64; BLK_DATA_PAGES.div_ceil(64)];
+        for slot in (0..BLK_SLOTS).filter(|slot| client.used >> slot & 1 == 1) {
+            let (first, count) = client.ranges[slot];
+            for page in usize::from(first)..usize::from(first + count) {
+                assert_eq!(pages[page / 64] >> (page % 64) & 1, 0, "page {page} has two owners");
+                pages[page / 64] |= 1 << (page % 64);
+            }
+        }
+        assert_eq!(pages, client.pages);
+    }
+
+    proptest::proptest! {
+        /// Whatever the server writes, a request ends at most once, and the client's books stay whole.
+        #[test]
+        fn a_lying_server_ends_no_request_twice(
+            steps in proptest::collection::vec((0u8..8, 0usize..600, proptest::prelude::any::<u64>()), 1..400),
+        ) {
+            let (words, mut client, mut server) = blk();
+            let mut open = std::collections::BTreeSet::new();
+            for (op, at, value) in steps {
+                match op {
+                    0..=2 => {
+                        let length = (value % 17) as u32 * 4096;
+                        if let Ok((slot, offset)) = client.reserve(length) {
+                            assert!(offset + length as usize <= BLK_RING_BYTES);
+                            client.submit(&words, slot, BlkOperation::Read, value, length, (0, 0));
+                            assert!(open.insert(slot), "slot {slot} was in use");
+                        }
+                    }
+                    3 => while let Some(done) = client.poll(&words) {
+                        assert!(open.remove(&done.slot), "slot {} ended twice", done.slot);
+                        client.release(&words, done.slot);
+                    },
+                    4 => {
+                        let _ = server.next(&words);
+                        server.complete(&words, (value % BLK_SLOTS as u64) as u8, BlkStatus::Ok, Phase::Weight);
+                    }
+                    // Words of the rings and slots, by small and by wild values.
+                    5 => store(&words, at % words.len(), value % 70),
+                    6 => store(&words, at % words.len(), value),
+                    _ => if let Ok(new) = BlkServer::attach(&words) { server = new; },
+                }
+                check(&client);
+                assert_eq!(client.waiting() as usize, open.len());
+            }
+        }
+    }
+
     #[test]
     fn a_request_and_its_data_travel_both_ways() {
         let (words, mut client, mut server) = blk();
