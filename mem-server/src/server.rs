@@ -372,7 +372,7 @@ impl<'a> Server<'a> {
             target: memory.controls.limit.0,
             bound: TargetBound::Limit,
             untaxed: memory.controls.limit.0,
-            told: Told::default(),
+            told: Told::expecting(memory.controls.limit.0),
             blocked: false,
             scan_tokens: Tokens::default(),
             walk: Walk::default(),
