@@ -1,8 +1,11 @@
 //! Whole lives of VMs and servers, with the servers' answers played by the test.
 
 use super::*;
+use protocol::link::{Request, Setting};
+use protocol::mem::{MemEvent, MemReply};
+use protocol::root::{Command, FaultReport, RootReply, RootRequest, VmEvent};
 use protocol::slots::SWAP_CLIENT;
-use protocol::system::{Balloon, Disk, IoControl, IoPolicy, MemoryPolicy, Name, Sharing};
+use protocol::system::{Balloon, Disk, IoChange, IoControl, IoPolicy, MemoryPolicy, Name, Sharing};
 use protocol::units::Gfn;
 
 struct All;
