@@ -5,11 +5,12 @@ use crate::image::{self, Disk};
 use crate::machine::{Clock, Machine, Options};
 use crate::report::{self, Stats};
 use crate::session::{Ask, Line, Session, run_folder};
+use crate::settings::{io_changes, settings_of};
 use crate::{Error, bench, client, console, doctor, reproduce, suite};
 use clap::{Args, Parser, Subcommand};
-use protocol::link::{Request, ServerId, Setting, VmState};
-use protocol::system::{IoChange, IoPolicy, Name};
-use protocol::units::{Pages, VmId};
+use protocol::link::{Request, ServerId, VmState};
+use protocol::system::{IoPolicy, Name};
+use protocol::units::VmId;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -421,88 +422,6 @@ fn vm_verb(asked: &impl Ask, verb: VmVerb) -> Result<(), Error> {
     }
 }
 
-/// Reads a size such as `64M`.
-fn pages(text: &str) -> Option<Pages> {
-    let bytes = crate::config::size_bytes(text)?;
-    bytes.is_multiple_of(4096).then(|| Pages::holding(bytes))
-}
-
-/// Reads all settings; what concerns one disk becomes one change.
-fn settings_of(texts: &[String]) -> Result<Vec<Setting>, Error> {
-    let mut settings: Vec<Setting> = Vec::new();
-    for text in texts {
-        let Some((number, rest)) = text.strip_prefix("disk").and_then(|t| t.split_once('.')) else {
-            settings.push(setting(text)?);
-            continue;
-        };
-        let number = number.parse().map_err(|_| io_wrong(text))?;
-        let known = settings.iter_mut().find_map(|setting| match setting {
-            Setting::Io { disk, change } if *disk == number => Some(change),
-            _ => None,
-        });
-        let mut change = known.as_deref().copied().unwrap_or_default();
-        io_change(rest, &mut change)?;
-        match known {
-            Some(place) => *place = change,
-            None => settings.push(Setting::Io { disk: number, change }),
-        }
-    }
-    Ok(settings)
-}
-
-fn io_wrong(text: &str) -> Error {
-    Error::Input(format!(
-        "'{text}' is no disk setting: write disk0.io.limit=200 (of a group io.limit=200), or \
-         io.reservation=, io.shares=, io.burst=, io.limit_bytes=20M, io.reservation_bytes=5M"
-    ))
-}
-
-/// Reads `io.KEY=VALUE` into `change`.
-fn io_change(text: &str, change: &mut IoChange) -> Result<(), Error> {
-    let wrong = || io_wrong(text);
-    let (key, value) = text.split_once('=').ok_or_else(wrong)?;
-    let number = || value.parse::<u32>().map_err(|_| wrong());
-    let bytes = || crate::config::size_bytes(value).ok_or_else(wrong);
-    match key {
-        "io.reservation" => change.reservation = Some(number()?),
-        "io.limit" => change.limit = Some(number()?),
-        "io.shares" => change.shares = Some(number()?),
-        "io.burst" => change.burst = Some(value.parse().map_err(|_| wrong())?),
-        "io.reservation_bytes" => change.reservation_bytes = Some(bytes()?),
-        "io.limit_bytes" => change.limit_bytes = Some(bytes()?),
-        _ => return Err(wrong()),
-    }
-    Ok(())
-}
-
-fn io_changes(texts: &[String]) -> Result<IoChange, Error> {
-    let mut change = IoChange::default();
-    for text in texts {
-        io_change(text, &mut change)?;
-    }
-    Ok(change)
-}
-
-fn setting(text: &str) -> Result<Setting, Error> {
-    let wrong = || {
-        Error::Input(format!(
-            "'{text}' is no setting: write balloon=64M, balloon=auto, memory.shares=2000, \
-             memory.reservation=64M, memory.limit=128M, memory.tax=750 or disk0.io.limit=200"
-        ))
-    };
-    let (key, value) = text.split_once('=').ok_or_else(wrong)?;
-    let setting = match key {
-        "balloon" if value == "auto" => Some(Setting::Balloon(None)),
-        "balloon" => pages(value).map(|pages| Setting::Balloon(Some(pages))),
-        "memory.shares" | "shares" => value.parse().ok().map(Setting::MemoryShares),
-        "memory.reservation" | "reservation" => pages(value).map(Setting::MemoryReservation),
-        "memory.limit" | "limit" => pages(value).map(Setting::MemoryLimit),
-        "memory.tax" | "tax" => value.parse().ok().map(Setting::MemoryTax),
-        _ => None,
-    };
-    setting.ok_or_else(wrong)
-}
-
 fn top(asked: &impl Ask, view: Option<View>, once: bool) -> Result<(), Error> {
     let mut before: Option<Stats> = None;
     loop {
@@ -763,39 +682,12 @@ pub fn states(asked: &impl Ask) -> Result<Vec<(VmId, String, VmState)>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cli, is_up, setting};
+    use super::{Cli, is_up};
     use clap::CommandFactory;
-    use protocol::link::Setting;
-    use protocol::system::IoChange;
-    use protocol::units::Pages;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn settings_are_read() {
-        let read = |text: &str| setting(text).ok();
-        assert_eq!(read("balloon=64M"), Some(Setting::Balloon(Some(Pages(16384)))));
-        assert_eq!(read("balloon=auto"), Some(Setting::Balloon(None)));
-        assert_eq!(read("memory.shares=5"), Some(Setting::MemoryShares(5)));
-        for wrong in ["balloon", "balloon=x", "memory.size=1M", "memory.limit=1000"] {
-            assert!(setting(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn what_concerns_one_disk_is_one_change() {
-        let texts = ["disk0.io.limit=200", "balloon=auto", "disk0.io.limit_bytes=1M"];
-        let read = super::settings_of(&texts.map(str::to_owned)).unwrap();
-        let change =
-            IoChange { limit: Some(200), limit_bytes: Some(1 << 20), ..IoChange::default() };
-        assert_eq!(read, [Setting::Io { disk: 0, change }, Setting::Balloon(None)]);
-        for wrong in ["disk.io.limit=1", "disk0.io.limit", "disk0.limit=1", "disk0.io.burst=70000"]
-        {
-            assert!(super::settings_of(&[wrong.to_owned()]).is_err(), "{wrong}");
-        }
     }
 
     #[test]

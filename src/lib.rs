@@ -22,6 +22,7 @@ pub mod openmetrics;
 pub mod report;
 pub mod reproduce;
 pub mod session;
+mod settings;
 pub mod suite;
 pub mod symbols;
 #[cfg(test)]
