@@ -5,9 +5,10 @@ use ballast::image::{self, Disk};
 use ballast::machine::{Clock, EXIT_GOOD, Machine, Options, Writes, exit_status};
 use ballast::report::Stats;
 use ballast::session::{Ask, Session, run_folder};
-use protocol::link::Request;
+use protocol::link::{Event, MemoryStats, Request, StopReason};
+use protocol::units::VmId;
 use std::sync::Arc;
-use tests::guest::HANG;
+use tests::guest::{HANG, Shell};
 use tests::runner::Failure;
 
 /// An error as the reason of a failure.
@@ -42,4 +43,39 @@ pub fn stop(session: &Session) -> Result<(), Failure> {
 /// The system's figures.
 pub fn stats(session: &Session) -> Result<Stats, Failure> {
     session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines)).map_err(text)
+}
+
+/// A machine-wide counter of the system's figures; 0 if it is not there.
+pub fn counter(stats: &Stats, name: &str) -> u64 {
+    stats.terms.iter().find(|term| term.vm.is_none() && term.name == name).map_or(0, |t| t.value)
+}
+
+/// The memory figures of a VM.
+pub fn memory(stats: &Stats, vm: VmId) -> MemoryStats {
+    let found = stats.vms.iter().find(|(id, ..)| *id == vm);
+    found.map_or(MemoryStats::default(), |(.., stats)| stats.memory)
+}
+
+/// Waits until the system says that it is ready.
+pub fn ready(session: &Session) -> Result<(), Failure> {
+    let heard = session.wait("readiness", HANG, |heard| {
+        heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
+    });
+    heard.map_err(text)
+}
+
+/// Why VMs were stopped so far.
+pub fn stops(session: &Session) -> Vec<(VmId, StopReason)> {
+    session.heard(|heard| {
+        let stop = |event: &(_, Event)| match event.1 {
+            Event::VmStopped { vm, reason } => Some((vm, reason)),
+            _ => None,
+        };
+        heard.events.iter().filter_map(stop).collect()
+    })
+}
+
+/// Waits for the shell of a VM without a root disk.
+pub fn prompt(shell: &mut Shell<'_>) -> Result<(), Failure> {
+    shell.wait("shell in the initramfs", HANG, |text| text.contains("/ #").then_some(()))
 }

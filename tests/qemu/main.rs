@@ -11,8 +11,10 @@ mod model;
 mod no_apic;
 mod overcommit;
 mod root_task;
+mod storm;
 mod swap_errors;
 mod system;
+mod working_set;
 
 use std::process::ExitCode;
 use tests::runner::Runner;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
     model::run(&mut runner);
     system::run(&mut runner);
     overcommit::run(&mut runner);
+    storm::run(&mut runner);
     swap_errors::run(&mut runner);
+    working_set::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,17 +1,17 @@
 //! A swap partition with bad sectors: failed writes lose nothing, and a page that is not given back stops its VM alone.
 
-use crate::system::{eventually, same, stats, text, wait_state};
+use crate::boot::{counter, memory, prompt, ready, stats, stop, stops, text};
+use crate::system::{eventually, same, wait_state};
 use ballast::config::Config;
 use ballast::image::{self, Disk};
-use ballast::machine::{Clock, EXIT_GOOD, Machine, Options, exit_status};
-use ballast::report::Stats;
+use ballast::machine::{Clock, Machine, Options};
 use ballast::session::{Ask, Session, run_folder};
-use protocol::link::{Event, MemoryStats, Request, Setting, StopReason, VmState};
+use protocol::link::{Request, Setting, StopReason, VmState};
 use protocol::units::{Pages, VmId};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use tests::guest::{HANG, Shell};
+use tests::guest::Shell;
 use tests::runner::{Failure, Runner};
 
 /// The VM whose pages lie in bad sectors.
@@ -28,6 +28,8 @@ const SECTORS_PER_SLOT: u64 = 8;
 const UNREADABLE: std::ops::Range<u64> = 16..1040;
 /// One of so many slots is not written, and with it its cluster.
 const UNWRITABLE_STEP: usize = 1024;
+/// Counter of pages that were not written or read.
+const FAILED: &str = "memory.swap_errors";
 /// Slots there are.
 const SLOTS: u64 = 320 << 8;
 
@@ -74,39 +76,14 @@ fn boot() -> Result<Arc<Session>, Failure> {
     let options = Options { disk_faults: Some(faults), clock, ..Options::default() };
     let machine = Machine::start(&image, &options, &folder).map_err(text)?;
     let session = Session::start(machine, &folder).map_err(text)?;
-    session
-        .wait("readiness", HANG, |heard| {
-            heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
-        })
-        .map_err(text)?;
+    ready(&session)?;
     Ok(session)
 }
 
 /// Starts a VM without a disk up to its shell.
 fn up(session: &Session, shell: &mut Shell<'_>, vm: VmId) -> Result<(), Failure> {
     session.ask(Request::VmStart(vm)).map_err(text)?;
-    shell.wait("shell in the initramfs", HANG, |text| text.contains("/ #").then_some(()))
-}
-
-fn memory(stats: &Stats, vm: VmId) -> MemoryStats {
-    let found = stats.vms.iter().find(|(id, ..)| *id == vm);
-    found.map_or(MemoryStats::default(), |(.., stats)| stats.memory)
-}
-
-fn swap_errors(stats: &Stats) -> u64 {
-    let found = stats.terms.iter().find(|term| term.name == "memory.swap_errors");
-    found.map_or(0, |term| term.value)
-}
-
-/// Why VMs were stopped so far.
-fn stops(session: &Session) -> Vec<(VmId, StopReason)> {
-    session.heard(|heard| {
-        let stop = |event: &(_, Event)| match event.1 {
-            Event::VmStopped { vm, reason } => Some((vm, reason)),
-            _ => None,
-        };
-        heard.events.iter().filter_map(stop).collect()
-    })
+    prompt(shell)
 }
 
 /// Runs the group.
@@ -115,12 +92,12 @@ pub fn run(runner: &mut Runner) {
         return;
     }
     let mut started = None;
-    let ready =
+    let booted =
         runner.case("swap-errors: a system with bad sectors in its swap partition starts", || {
             let session = started.insert(boot()?);
             stats(session).map(drop)
         });
-    let Some(session) = started.filter(|_| ready) else {
+    let Some(session) = started.filter(|_| booted) else {
         runner.lost("swap-errors: everything else", "the system did not start");
         return;
     };
@@ -128,11 +105,7 @@ pub fn run(runner: &mut Runner) {
     if !good {
         runner.lost("swap-errors: the cases that follow", "one before them failed");
     }
-    runner.case("swap-errors: quit ends the run well", || {
-        let _ = session.ask(Request::Quit { code: EXIT_GOOD });
-        same("QEMU's status", session.wait_end(HANG), Some(exit_status(EXIT_GOOD)))
-    });
-    let _ = std::fs::remove_dir_all(session.folder());
+    runner.case("swap-errors: quit ends the run well", || stop(&session));
 }
 
 /// Runs the cases; whether all passed.
@@ -148,13 +121,13 @@ fn cases(runner: &mut Runner, session: &Session) -> bool {
         up(session, &mut kept, KEPT)?;
         kept.expect(&fill(16))?;
         eventually(session, "a VM at rest on the disk", |stats| {
-            memory(stats, LOST).swapped.0 > UNREADABLE.end && swap_errors(stats) > 0
+            memory(stats, LOST).swapped.0 > UNREADABLE.end && counter(stats, FAILED) > 0
         })?;
         same("pages of the other on the disk", memory(&stats(session)?, KEPT).swapped, Pages(0))?;
         kept.expect(CHECK)?;
         same("VMs stopped", stops(session), vec![])
     }) && runner.case("swap-errors: pages whose writes failed are what they were", || {
-        let before = swap_errors(&stats(session)?);
+        let before = counter(&stats(session)?, FAILED);
         let setting = Setting::MemoryReservation(Pages(8 << 8));
         ask(Request::VmSet { vm: KEPT, setting })?;
         // A VM's tables are made in one block, and what is on its way to the disk is not free yet.
@@ -162,7 +135,7 @@ fn cases(runner: &mut Runner, session: &Session) -> bool {
         up(session, &mut pusher, PUSHER)?;
         pusher.expect(&fill(8))?;
         eventually(session, "two VMs on the disk", |stats| {
-            memory(stats, KEPT).swapped.0 > 1024 && swap_errors(stats) > before
+            memory(stats, KEPT).swapped.0 > 1024 && counter(stats, FAILED) > before
         })?;
         kept.expect(CHECK)?;
         pusher.expect(CHECK)?;
