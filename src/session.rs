@@ -180,6 +180,12 @@ pub fn refusal_text(refusal: Refusal) -> String {
             asked.bytes() >> 10,
             free.bytes() >> 10
         ),
+        Refusal::GuestPages { asked, free } => format!(
+            "the sizes of all VMs together are too large for this machine: {} MiB asked, {} MiB left; \
+             make the VM smaller, stop another or raise host.memory",
+            mib(asked),
+            mib(free)
+        ),
         Refusal::Slots { asked, free } => {
             format!("capability slots are short: {asked} asked, {free} free; stop a VM")
         }

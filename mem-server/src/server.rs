@@ -351,7 +351,9 @@ impl<'a> Server<'a> {
             overhead: mechanism.overhead(&memory),
         };
         admission::admit(self.supply(), self.claims(vm), claim)?;
-        let base = self.find_entries(memory.size.0).ok_or(MemError::Objects { error: 0 })?;
+        let base = self
+            .find_entries(memory.size.0)
+            .map_err(|free| MemError::TooManyPages { size: memory.size, free: Pages(free) })?;
         let mut counts = [0; PageState::ALL.len()];
         counts[PageState::Absent as usize] = memory.size.0 as u32;
         self.vms[vm.0 as usize] = Some(Vm {
@@ -394,22 +396,19 @@ impl<'a> Server<'a> {
         others.filter_map(|(_, vm)| vm.as_ref()).map(|vm| vm.claim)
     }
 
-    /// First fit among the entries in use, aligned to 2 MiB of guest memory.
-    fn find_entries(&self, pages: u64) -> Option<u32> {
-        let mut base = 0u64;
+    /// First fit among the entries in use, aligned to 2 MiB of guest memory; or how many there are in the largest gap.
+    fn find_entries(&self, pages: u64) -> Result<u32, u64> {
+        let (mut base, mut largest) = (0u64, 0);
         loop {
-            let end = base + pages;
-            if end > self.entries.len() as u64 {
-                return None;
+            // What is in use from `base` on, if anything is.
+            let next = self.vms.iter().flatten().filter(|vm| u64::from(vm.base) >= base);
+            let next = next.min_by_key(|vm| vm.base);
+            let end = next.map_or(self.entries.len() as u64, |vm| u64::from(vm.base));
+            largest = largest.max(end - base);
+            if end - base >= pages {
+                return u32::try_from(base).map_err(|_| largest);
             }
-            let clash = self.vms.iter().flatten().find(|vm| {
-                let (first, last) = (u64::from(vm.base), u64::from(vm.base) + vm.memory.size.0);
-                base < last && first < end
-            });
-            match clash {
-                Some(vm) => base = u64::from(vm.base) + vm.memory.size.0,
-                None => return u32::try_from(base).ok(),
-            }
+            base = end + next.ok_or(largest)?.memory.size.0;
         }
     }
 
@@ -417,7 +416,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     ///
-    /// [`MemError::Identity`] or [`MemError::Objects`]; the VM stays admitted.
+    /// [`MemError::Identity`], [`MemError::NoBlock`] or [`MemError::Objects`]; the VM stays admitted.
     pub fn open(&mut self, vm: VmId, mechanism: &mut impl Mechanism) -> Result<(), MemError> {
         let record = self.vms.get(vm.0 as usize).and_then(Option::as_ref);
         let record = record.ok_or(MemError::Identity)?;
@@ -431,7 +430,10 @@ impl<'a> Server<'a> {
                 Ok(()) => break,
                 Err(MechanismError::NeedBlock) => {
                     if !self.give_block(None, mechanism) {
-                        return Err(MemError::Objects { error: 0 });
+                        return Err(MemError::NoBlock {
+                            needed: Pages(u64::from(FRAMES_PER_BLOCK)),
+                            free: Pages(self.free()),
+                        });
                     }
                 }
                 Err(MechanismError::Kernel(error)) => {

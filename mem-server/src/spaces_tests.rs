@@ -9,7 +9,7 @@ use crate::server::{Fault, Policy, Server, Tables};
 use crate::share::Record;
 use crate::tier::PoolFrame;
 use proptest::prelude::*;
-use protocol::mem::{GfnRange, MemReply, MemRequest, Refusal, access, release_reason};
+use protocol::mem::{GfnRange, MemError, MemReply, MemRequest, Refusal, access, release_reason};
 use protocol::units::{Gfn, Pages};
 
 const BLOCKS: u32 = 12;
@@ -92,6 +92,46 @@ fn first_touch_maps_a_zeroed_frame_and_a_window_shows_it() {
     assert_eq!(outside, Fault::Refused(Refusal::NotMemory));
     let nobody = server.fault_in(VmId(3), Gfn(0), 0, &mut spaces);
     assert_eq!(nobody, Fault::Refused(Refusal::NotMemory));
+}
+
+#[test]
+fn a_vm_without_room_for_its_tables_is_refused_with_the_numbers_and_opens_when_there_is() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    // All but the block of the frame of zeros is in other hands.
+    let held: Vec<u32> = core::iter::from_fn(|| server.hold_block()).collect();
+    let free = Pages(server.free());
+    assert!(free < Pages(512));
+    server.admit(VmId(1), memory(4), &mut spaces).unwrap();
+    let refused = server.open(VmId(1), &mut spaces);
+    assert_eq!(refused, Err(MemError::NoBlock { needed: Pages(512), free }));
+    check(&server, &mut spaces);
+    assert!(server.ledger.release_block(held[0]));
+    assert_eq!(server.open(VmId(1), &mut spaces), Ok(()));
+    check(&server, &mut spaces);
+}
+
+#[test]
+fn sizes_beyond_the_page_states_are_refused_with_the_numbers() {
+    let mut store = Store::new();
+    let (mut server, mut spaces) = store.start();
+    let admit = |server: &mut Server<'_>, spaces: &mut Spaces<'_, ModelKernel>, vm, mib| {
+        let mut memory = memory(mib);
+        memory.controls.reservation = Pages(512);
+        server.admit(VmId(vm), memory, spaces)
+    };
+    for (vm, mib) in [(0, 4), (1, 8), (2, 10)] {
+        assert_eq!(admit(&mut server, &mut spaces, vm, mib), Ok(()));
+    }
+    // Of 32 MiB 8 are free between two VMs, and 10 behind them.
+    server.release_vm(VmId(1), &mut spaces);
+    let refused = MemError::TooManyPages { size: Pages(12 << 8), free: Pages(10 << 8) };
+    assert_eq!(admit(&mut server, &mut spaces, 3, 12), Err(refused));
+    assert_eq!(admit(&mut server, &mut spaces, 3, 10), Ok(()));
+    assert_eq!(admit(&mut server, &mut spaces, 4, 8), Ok(()));
+    let refused = MemError::TooManyPages { size: Pages(2 << 8), free: Pages(0) };
+    assert_eq!(admit(&mut server, &mut spaces, 5, 2), Err(refused));
+    check(&server, &mut spaces);
 }
 
 #[test]

@@ -221,6 +221,13 @@ pub enum Refusal {
         /// Pages free, in whatever pieces.
         free: Pages,
     },
+    /// The sizes of all VMs together are too large for the machine.
+    GuestPages {
+        /// The size asked for.
+        asked: Pages,
+        /// What the others leave in one piece.
+        free: Pages,
+    },
     /// Capability slots of the root-task are short.
     Slots {
         /// Neighbouring slots asked for.

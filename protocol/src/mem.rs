@@ -385,9 +385,23 @@ pub enum MemError {
         /// All the swap space there is.
         available: Pages,
     },
-    /// No kernel object memory or table entries.
+    /// The sizes of all VMs together are more than there are page states for.
+    TooManyPages {
+        /// The size asked.
+        size: Pages,
+        /// Neighbouring page states free.
+        free: Pages,
+    },
+    /// The VM's tables need a wholly free block, and too little is free to make one.
+    NoBlock {
+        /// Pages of a block.
+        needed: Pages,
+        /// Pages free, wherever they lie.
+        free: Pages,
+    },
+    /// The kernel made no object.
     Objects {
-        /// The kernel's error number, 0 for the server's own tables.
+        /// Its error number.
         error: u64,
     },
 }

@@ -13,7 +13,7 @@ use protocol::mem::{Explanation, MemError, MemRequest, VmMemory};
 use protocol::root::{IoCommand, Text, VmmCommand};
 use protocol::slots::{Client, SWAP_CLIENT};
 use protocol::system::{GROUPS_MAX, Group, IoControl, IoPolicy, Memory, System, Vm, VmRule};
-use protocol::units::{MAX_VMS, Nanos, Pages, VmId};
+use protocol::units::{MAX_VMS, Nanos, VmId};
 
 mod answers;
 mod faults;
@@ -668,10 +668,13 @@ fn mem_refusal(error: MemError) -> Refusal {
         MemError::NotEnoughSwap { needed, available } => Refusal::Swap { needed, available },
         MemError::BadControls => Refusal::Rule(VmRule::Limit),
         MemError::BadSize { .. } => Refusal::Rule(VmRule::Size),
-        MemError::Objects { .. } => Refusal::Memory { asked: Pages(0), available: Pages(0) },
-        MemError::Decode(_) | MemError::NotAllowed | MemError::Identity | MemError::NoSuchVm => {
-            Refusal::Server(ServerId::Mem)
-        }
+        MemError::NoBlock { needed, free } => Refusal::Memory { asked: needed, available: free },
+        MemError::TooManyPages { size, free } => Refusal::GuestPages { asked: size, free },
+        MemError::Objects { .. }
+        | MemError::Decode(_)
+        | MemError::NotAllowed
+        | MemError::Identity
+        | MemError::NoSuchVm => Refusal::Server(ServerId::Mem),
     }
 }
 

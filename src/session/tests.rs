@@ -1,8 +1,8 @@
 //! The session against a made-up target on the other end of a socket pair.
 
 use super::{Answer, Scrollback, Shared, read_frame};
-use protocol::link::{self, FRAME_MAX, Request, Row, ToHost, ToTarget, VmState};
-use protocol::units::VmId;
+use protocol::link::{self, FRAME_MAX, Refusal, Request, Row, ToHost, ToTarget, VmState};
+use protocol::units::{Pages, VmId};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
@@ -64,4 +64,11 @@ fn scroll_back_keeps_the_end() {
     assert_eq!(console.since(0).len(), super::SCROLL_BACK_BYTES);
     assert_eq!(console.since(console.end() - 2), b"st");
     assert_eq!(console.since(console.end() + 9), b"");
+}
+
+#[test]
+fn too_many_guest_pages_are_refused_with_the_numbers() {
+    let refusal = Refusal::GuestPages { asked: Pages(96 << 8), free: Pages(24 << 8) };
+    let text = super::refusal_text(refusal);
+    assert!(text.contains("96 MiB asked, 24 MiB left") && text.contains("host.memory"), "{text}");
 }

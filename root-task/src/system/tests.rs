@@ -6,7 +6,7 @@ use protocol::mem::{MemEvent, MemReply};
 use protocol::root::{Command, FaultReport, RootReply, RootRequest, VmEvent};
 use protocol::slots::SWAP_CLIENT;
 use protocol::system::{Balloon, Disk, IoChange, IoControl, IoPolicy, MemoryPolicy, Name, Sharing};
-use protocol::units::Gfn;
+use protocol::units::{Gfn, Pages};
 
 struct All;
 impl Artefacts for All {
@@ -504,4 +504,15 @@ fn a_vm_that_is_not_admitted_says_the_numbers_and_leaves_nothing() {
     let reason = StopReason::Refused(Refusal::Memory { asked: Pages(9), available: Pages(1) });
     assert!(world.has_event(Event::VmStopped { vm: A, reason }));
     assert!(!world.alive[0] && world.rings.iter().all(|ring| !ring));
+}
+
+#[test]
+fn refusals_of_the_mem_server_keep_their_numbers() {
+    let (asked, free) = (Pages(512), Pages(77));
+    let block = super::mem_refusal(MemError::NoBlock { needed: asked, free });
+    assert_eq!(block, Refusal::Memory { asked, available: free });
+    let pages = super::mem_refusal(MemError::TooManyPages { size: asked, free });
+    assert_eq!(pages, Refusal::GuestPages { asked, free });
+    let kernel = super::mem_refusal(MemError::Objects { error: 10 });
+    assert_eq!(kernel, Refusal::Server(ServerId::Mem), "no numbers of pages are made up");
 }
