@@ -302,3 +302,21 @@ fn torture_20_a_ceiling_keeps_the_latency_of_a_token_bucket_down_and_weights_bit
     assert!(near(rate(0) / rate(1), 3.0, 3.0), "{} {}", rate(0), rate(1));
     assert!(near(rate(0) + rate(1), 1000.0, 2.0));
 }
+
+#[test]
+fn requests_that_follow_on_do_not_get_a_client_more_than_its_reservation() {
+    // The paper's figure 7, last phase: VM4 reserves 250 where its share would be 192, and 40 per cent of its requests
+    // follow on, so that they go in batches. In the long run a batch must be paid for like everything else.
+    let loads = [(2, 0, 4, 75, 100), (2, 700, 8, 90, 80), (1, 0, 16, 75, 20), (1, 0, 8, 50, 60)];
+    let clients = (0u16..).zip(loads).map(|(index, (shares, limit, kib, reads, random))| {
+        let reservation = if index == 3 { 250 } else { 0 };
+        let pattern = Pattern { bytes: kib << 10, reads, random, flushes: 0 };
+        Client::new(index, controls(reservation, limit, shares), Load::Closed(32), pattern, &[0])
+    });
+    let mut world = World::new(vec![array(1150)], clients.collect());
+    world.run_until(seconds(20));
+    let rates = [0, 1, 2, 3].map(|vm: usize| world.clients[vm].rate(seconds(5), seconds(20)));
+    for (got, expected) in rates.into_iter().zip([360.0, 360.0, 180.0, 250.0]) {
+        assert!(near(got, expected, 3.0), "{rates:?}");
+    }
+}

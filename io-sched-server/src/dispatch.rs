@@ -115,9 +115,12 @@ pub struct Dispatcher<P, T, const N: usize, const Q: usize> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Batch {
-    client: NodeId,
+    last: Choice,
+    /// Behind the last request.
     sector: u64,
     left: u32,
+    /// Node whose reservation pays for what is not due itself, if the last request was paid for so.
+    payer: Option<NodeId>,
 }
 
 impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, Q> {
@@ -127,7 +130,12 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         Self {
             policy,
             queues: [const { Queue::NEW }; N],
-            batch: Batch { client: 0, sector: 0, left: 0 },
+            batch: Batch {
+                last: Choice { client: 0, due: None, is_near: false },
+                sector: 0,
+                left: 0,
+                payer: None,
+            },
             batch_max,
         }
     }
@@ -190,7 +198,7 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         };
         let charge = Charge { cost: queued.cost, bytes: queued.bytes };
         self.policy.served(now, choice, charge, next);
-        self.note_batch(choice.client, &queued);
+        self.note_batch(choice, &queued);
         Pulled::Request(Dispatched { client: choice.client, phase: choice.phase(), queued })
     }
 
@@ -200,25 +208,41 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         if batch.left == 0 {
             return None;
         }
-        let queue = &self.queues[usize::from(batch.client)];
+        let queue = &self.queues[usize::from(batch.last.client)];
         let is_near = |front: &Queued<T>| front.sector.abs_diff(batch.sector) <= BATCH_SECTORS;
         if !queue.is_held
             && queue.front().is_some_and(is_near)
-            && let Some(choice) = self.policy.follow_up(now, batch.client)
+            && let Some(choice) = self.policy.follow_up(now, batch.last.client)
         {
+            if choice.due.is_none() {
+                self.pay_ahead(choice.client);
+            }
             return Some(choice);
         }
         self.batch.left = 0;
         None
     }
 
+    /// A follow-up that is not due is paid for by the reservation for which the batch began, if it was for one.
+    #[cold]
+    fn pay_ahead(&mut self, client: NodeId) {
+        let Batch { last, payer, .. } = self.batch;
+        // Behind a request that was due itself, or behind one paid for like this one.
+        self.batch.payer = last.due.or(if last.is_near { payer } else { None });
+        let front = self.queues[usize::from(client)].front();
+        if let (Some(front), Some(payer)) = (front, self.batch.payer) {
+            let charge = Charge { cost: front.cost, bytes: front.bytes };
+            self.policy.pay_ahead(payer, charge);
+        }
+    }
+
     #[inline]
-    fn note_batch(&mut self, client: NodeId, queued: &Queued<T>) {
+    fn note_batch(&mut self, choice: Choice, queued: &Queued<T>) {
         let batch = self.batch;
-        let is_next = batch.left > 0 && batch.client == client;
+        let is_next = batch.left > 0 && batch.last.client == choice.client;
         let left = if is_next { batch.left } else { self.batch_max };
         let sector = queued.sector.wrapping_add(u64::from(queued.bytes / 512));
-        self.batch = Batch { client, sector, left: left.saturating_sub(1) };
+        self.batch = Batch { last: choice, sector, left: left.saturating_sub(1), ..batch };
     }
 
     /// Looks again at a queue whose head was held.

@@ -693,6 +693,14 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
         Some(Choice { client, due: is_due.then_some(client), is_near: true })
     }
 
+    #[cold]
+    fn pay_ahead(&mut self, node: NodeId, charge: Charge) {
+        let node = &mut self.nodes[usize::from(node)];
+        let (cost, bytes) = (Tag::from(charge.cost.0), Tag::from(charge.bytes));
+        node.reservation += (Tag::from(node.per.reservation) * cost) >> 16;
+        node.reservation_bytes += Tag::from(node.per.reservation_bytes) * bytes;
+    }
+
     #[inline]
     fn served(&mut self, now: Nanos, choice: Choice, charge: Charge, next: Option<Head>) {
         let client = choice.client;

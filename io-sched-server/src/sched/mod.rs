@@ -91,6 +91,9 @@ pub trait Scheduler {
     fn follow_up(&self, _: Nanos, client: NodeId) -> Option<Choice> {
         Some(Choice { client, due: None, is_near: true })
     }
+    /// The reservation of `node`, due when a batch began, also pays for a request of the batch that is not due itself and is
+    /// served next. Otherwise the client would get all but the first request of every batch beside what it reserved.
+    fn pay_ahead(&mut self, _node: NodeId, _charge: Charge) {}
     /// The oldest request of the chosen client went to the device; `next` is the head behind it.
     fn served(&mut self, now: Nanos, choice: Choice, charge: Charge, next: Option<Head>);
     /// A request of `client` left the device.
@@ -173,6 +176,10 @@ impl<const N: usize, const G: usize> Scheduler for AnyScheduler<N, G> {
 
     fn follow_up(&self, now: Nanos, client: NodeId) -> Option<Choice> {
         each!(self, policy => policy.follow_up(now, client))
+    }
+
+    fn pay_ahead(&mut self, node: NodeId, charge: Charge) {
+        each!(self, policy => policy.pay_ahead(node, charge));
     }
 
     fn served(&mut self, now: Nanos, choice: Choice, charge: Charge, next: Option<Head>) {
