@@ -112,6 +112,9 @@ enum Verb {
     Reproduce {
         /// A paper (P2) or an experiment (P2-E3); nothing for all.
         experiments: Vec<String>,
+        /// With Debian guests in QEMU instead of modelled machines (figures 5, 6 and 7 of P2).
+        #[arg(long)]
+        live: bool,
         /// Prints one JSON object, experiment to verdict and figures.
         #[arg(long)]
         json: bool,
@@ -322,9 +325,10 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             let server = server_id(&client, &server)?;
             client.ask(Request::Kill(server)).map(drop)
         }
-        Verb::Reproduce { experiments, json, plots } => {
+        Verb::Reproduce { experiments, live, json, plots } => {
             let out = &mut std::io::stdout().lock();
-            reproduce::run(&experiments, json, plots.as_deref(), out)
+            let kind = if live { reproduce::Kind::Live } else { reproduce::Kind::Modelled };
+            reproduce::run(&experiments, kind, json, plots.as_deref(), out)
         }
         Verb::Image { system, fresh, iso } => make_image(&system, fresh, iso.as_deref()),
         Verb::Quit => {

@@ -53,6 +53,8 @@ pub enum DiskImage {
     Debian,
     /// Zeros.
     Empty,
+    /// fio and its libraries.
+    Fio,
     /// A raw image of the user.
     File(PathBuf),
 }
@@ -392,6 +394,7 @@ impl Reader<'_> {
         let image = match disk.image.as_ref().map_or("debian", |image| image.get_ref().as_str()) {
             "debian" => DiskImage::Debian,
             "empty" => DiskImage::Empty,
+            "fio" => DiskImage::Fio,
             _ => match &disk.image {
                 Some(image) => {
                     let path = self.existing(image.get_ref(), image.span(), "raw disk image")?;

@@ -117,6 +117,7 @@ fn make_disk(
         let content = match &plan.image {
             DiskImage::Empty => Content::Empty,
             DiskImage::File(path) => Content::Raw(path.clone()),
+            DiskImage::Fio => Content::Raw(guest::fio(guests, &progress)?),
             DiskImage::Debian => Content::Root {
                 image: guest::root(guests, &progress)?,
                 hostname: plan.hostname.clone(),
@@ -125,9 +126,9 @@ fn make_disk(
         partitions.push(Partition { label: plan.label.clone(), size: plan.size, content });
     }
     let cache = Cache::open(folder)?;
-    let root = guests.path("root.ext4.stamp");
-    let root = std::fs::read_to_string(root).unwrap_or_default();
-    let mut inputs = format!("{partitions:?} {root}");
+    let stamp = |name| std::fs::read_to_string(guests.path(name)).unwrap_or_default();
+    let (root, fio) = (stamp("root.ext4.stamp"), stamp("fio.ext4.stamp"));
+    let mut inputs = format!("{partitions:?} {root} {fio}");
     if wanted == Disk::Fresh {
         let stamp = cache.path("disk.img.stamp");
         let _ = std::fs::remove_file(stamp);

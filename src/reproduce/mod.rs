@@ -1,7 +1,9 @@
 //! `ballast reproduce`: runs the papers' experiments and says which claims hold.
 //!
-//! Everything runs on virtual time, on the host or (P4-E5) in QEMU by instruction count; two runs print and write the same bytes.
+//! Everything runs on virtual time, on the host or (P4-E5) in QEMU by instruction count; two runs print and write the same
+//! bytes. Live runs are with guests in QEMU, whose disk answers by the host's clock: two runs agree within their bands.
 
+mod live;
 mod p2;
 mod p4;
 
@@ -18,31 +20,63 @@ pub struct Paper {
     /// Names of its experiments.
     pub ids: &'static [&'static str],
     /// Runs one; nothing if there is none of this name.
-    pub run: fn(&str) -> Result<Option<Outcome>, Error>,
+    pub run: Experiment,
+    /// Names of those that run with guests on the target.
+    pub live_ids: &'static [&'static str],
+    /// Runs one of these.
+    pub run_live: Experiment,
+}
+
+/// Runs the experiment of this name; nothing if there is none.
+pub type Experiment = fn(&str) -> Result<Option<Outcome>, Error>;
+
+/// Which runs of the experiments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// On modelled machines.
+    Modelled,
+    /// With guests on the target.
+    Live,
+}
+
+impl Kind {
+    const fn of(self, paper: &Paper) -> (&'static [&'static str], Experiment) {
+        match self {
+            Self::Modelled => (paper.ids, paper.run),
+            Self::Live => (paper.live_ids, paper.run_live),
+        }
+    }
 }
 
 /// The papers that can be reproduced.
 const PAPERS: &[Paper] = &[p2::PAPER, p4::PAPER];
 
 /// The experiments that `selectors` name: a paper ("P2"), an experiment ("P2-E3"), nothing for all.
-fn select(selectors: &[String]) -> Result<Vec<(&'static Paper, &'static str)>, Error> {
-    let all = PAPERS.iter().flat_map(|paper| paper.ids.iter().map(move |id| (paper, *id)));
-    let names = |selector: &str, paper: &Paper, id: &str| {
-        selector.eq_ignore_ascii_case(paper.name) || selector.eq_ignore_ascii_case(id)
+fn select(selectors: &[String], kind: Kind) -> Result<Vec<(Experiment, &'static str)>, Error> {
+    let all = PAPERS.iter().flat_map(|paper| {
+        let (ids, run) = kind.of(paper);
+        ids.iter().map(move |id| (paper.name, run, *id))
+    });
+    let names = |selector: &str, paper: &str, id: &str| {
+        let is = |name: &str| selector.eq_ignore_ascii_case(name);
+        is(paper) || is(id) || id.strip_suffix("-live").is_some_and(is)
     };
-    let unknown = |s: &&String| !all.clone().any(|(paper, id)| names(s, paper, id));
+    let unknown = |s: &&String| !all.clone().any(|(paper, _, id)| names(s, paper, id));
     if let Some(unknown) = selectors.iter().find(unknown) {
-        let papers: Vec<&str> = PAPERS.iter().map(|paper| paper.name).collect();
+        let papers = all.clone().map(|(paper, ..)| paper);
+        let mut papers: Vec<&str> = papers.collect();
+        papers.dedup();
         return Err(Error::Input(format!(
-            "no experiment {unknown:?}: say a paper ({}) or an experiment such as {}",
+            "no {}experiment {unknown:?}: say a paper ({}) or an experiment such as {}",
+            if kind == Kind::Live { "live " } else { "" },
             papers.join(", "),
-            PAPERS.first().and_then(|paper| paper.ids.first()).unwrap_or(&"P2-E1"),
+            all.clone().next().map_or("P2-E1", |(.., id)| id),
         )));
     }
-    let wanted = |(paper, id): &(&Paper, &str)| {
+    let wanted = |(paper, _, id): &(&str, Experiment, &str)| {
         selectors.is_empty() || selectors.iter().any(|s| names(s, paper, id))
     };
-    Ok(all.filter(wanted).collect())
+    Ok(all.filter(wanted).map(|(_, run, id)| (run, id)).collect())
 }
 
 /// Runs the selected experiments, prints tables (or one JSON object) and writes the plots into `plots`.
@@ -53,14 +87,15 @@ fn select(selectors: &[String]) -> Result<Vec<(&'static Paper, &'static str)>, E
 /// cannot be written.
 pub fn run(
     selectors: &[String],
+    kind: Kind,
     json: bool,
     plots: Option<&Path>,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
     let mut failed = Vec::new();
     let mut objects = Vec::new();
-    for (paper, id) in select(selectors)? {
-        let Some(outcome) = (paper.run)(id)? else { continue };
+    for (run, id) in select(selectors, kind)? {
+        let Some(outcome) = run(id)? else { continue };
         if !outcome.is_reproduced() {
             failed.push(id);
         }
@@ -98,20 +133,25 @@ mod tests {
 
     #[test]
     fn names_select_papers_and_experiments() {
-        let count = |names: &[&str]| {
+        let count = |names: &[&str], kind| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            select(&names).map(|chosen| chosen.len())
+            select(&names, kind).map(|chosen| chosen.len())
         };
-        assert_eq!(count(&["p2"]).unwrap(), 10);
-        assert_eq!(count(&["P2-E3"]).unwrap(), 1);
-        assert!(count(&[]).unwrap() >= 10);
-        assert!(matches!(count(&["P9"]), Err(Error::Input(_))));
+        assert_eq!(count(&["p2"], Kind::Modelled).unwrap(), 10);
+        assert_eq!(count(&["P2-E3"], Kind::Modelled).unwrap(), 1);
+        assert!(count(&[], Kind::Modelled).unwrap() >= 10);
+        assert!(matches!(count(&["P9"], Kind::Modelled), Err(Error::Input(_))));
+        assert_eq!(count(&["P2"], Kind::Live).unwrap(), live::IDS.len());
+        assert_eq!(count(&["P2-E3"], Kind::Live).unwrap(), 1);
+        assert_eq!(count(&["p2-e3-live"], Kind::Live).unwrap(), 1);
+        assert!(matches!(count(&["P4"], Kind::Live), Err(Error::Input(_))));
+        assert!(matches!(count(&["P2-E3-live"], Kind::Modelled), Err(Error::Input(_))));
     }
 
     #[test]
     fn an_experiment_prints_a_json_object() {
         let mut out = Vec::new();
-        run(&["P2-E9".to_owned()], true, None, &mut out).unwrap();
+        run(&["P2-E9".to_owned()], Kind::Modelled, true, None, &mut out).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["P2-E9"]["verdict"], "pass");
     }

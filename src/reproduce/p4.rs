@@ -13,7 +13,8 @@ use crate::config::Config;
 use crate::{Error, WORKSPACE};
 
 /// The paper of memory resource management in VMware ESX Server.
-pub const PAPER: Paper = Paper { name: "P4", ids: &IDS, run };
+pub const PAPER: Paper =
+    Paper { name: "P4", ids: &IDS, run, live_ids: &[], run_live: |_| Ok(None) };
 
 /// Its experiments: E5 on running VMs, the others on the model machine.
 const IDS: [&str; 12] = [

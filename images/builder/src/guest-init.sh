@@ -16,7 +16,8 @@ for word in $words; do
         ro) flags=ro ;;
         ballast.mark) mark=yes ;;
         ballast.work) work=yes ;;
-        ballast.load=*) load=${word#ballast.load=} ;;
+        ballast.load=*) load="load ${word#ballast.load=}" ;;
+        ballast.fio=*) load="fio-load ${word#ballast.fio=}" ;;
     esac
 done
 if [ -n "$mark" ]; then
@@ -45,8 +46,8 @@ if [ -n "$root" ]; then
     if mount -t ext4 -o "$flags" "$root" /root; then
         if [ -n "$load" ]; then
             mount -o remount,rw /root
-            cp /load /root/usr/local/sbin/ballast-load
-            echo "ld:2:respawn:/usr/local/sbin/ballast-load $load" >/root/etc/inittab.d/load.tab
+            cp "/${load%% *}" /root/usr/local/sbin/ballast-load
+            echo "ld:2:respawn:/usr/local/sbin/ballast-load ${load#* }" >/root/etc/inittab.d/load.tab
             mount -o remount,ro /root
         fi
         mount --move /dev /root/dev

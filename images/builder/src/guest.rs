@@ -11,6 +11,9 @@ use std::process::Command;
 /// Size of the root file system image; a larger partition grows it.
 pub const ROOT_MIB: u64 = 320;
 
+/// Size of the image with fio.
+pub const FIO_MIB: u64 = 128;
+
 /// Depends on the newest cloud kernel of the release.
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Modules of that kernel the initramfs needs, each after those it uses.
@@ -28,7 +31,9 @@ const MODULES: [(&str, &str); 8] = [
 const ROOT_PACKAGES: &str = "sysvinit-core,procps";
 const INIT: &str = include_str!("guest-init.sh");
 const LOAD: &str = include_str!("guest-load.sh");
+const FIO_LOAD: &str = include_str!("guest-fio-load.sh");
 const ROOT_HOOK: &str = include_str!("guest-root.sh");
+const FIO_HOOK: &str = include_str!("guest-fio.sh");
 
 /// Tells the user which long step runs.
 pub type Progress<'a> = &'a dyn Fn(&str);
@@ -87,7 +92,7 @@ pub fn initramfs(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error
     let tree = cache.path("kernel").join("lib/modules");
     let release = find(&tree, "")?;
     let busybox = Path::new("/usr/bin/busybox");
-    let inputs = format!("2 {} {MODULES:?} {INIT} {LOAD}", release.display());
+    let inputs = format!("2 {} {MODULES:?} {INIT} {LOAD} {FIO_LOAD}", release.display());
     cache.get("initramfs.cpio", &inputs, |path| {
         let mut cpio = Cpio::default();
         for folder in ["bin", "dev", "modules", "proc", "root", "sys"] {
@@ -105,6 +110,7 @@ pub fn initramfs(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error
         }
         let names: Vec<&str> = MODULES.iter().map(|(module, _)| *module).collect();
         cpio.file("load", 0o755, LOAD.as_bytes());
+        cpio.file("fio-load", 0o755, FIO_LOAD.as_bytes());
         cpio.file("init", 0o755, INIT.replace("MODULES", &names.join(" ")).as_bytes());
         fs::write(path, cpio.finish()).map_err(at(path))
     })
@@ -119,27 +125,53 @@ pub fn root(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error> {
     let inputs = format!("1 {ROOT_MIB} {ROOT_PACKAGES} {ROOT_HOOK}");
     cache.get("root.ext4", &inputs, |path| {
         progress("making a Debian 12 root file system with mmdebstrap (half a minute)");
-        // Without root, mmdebstrap works as another user: it needs a folder open to all.
-        let work = path.with_extension("work");
-        let _ = fs::remove_dir_all(&work);
-        fs::create_dir_all(&work).map_err(at(&work))?;
-        fs::set_permissions(&work, fs::Permissions::from_mode(0o777)).map_err(at(&work))?;
-        let hook = work.join("hook");
-        fs::write(&hook, ROOT_HOOK).map_err(at(&hook))?;
-        let image = work.join("image");
         let mut command = Command::new("mmdebstrap");
-        command.args(["--variant=minbase", "--format=null", "--quiet"]);
-        command.arg(format!("--include={ROOT_PACKAGES}"));
+        command.args(["--variant=minbase", &format!("--include={ROOT_PACKAGES}")]);
         for excluded in ["man", "doc", "locale", "info"] {
             command.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
         }
-        command.arg(format!(
-            "--customize-hook=sh '{}' \"$1\" '{}' {ROOT_MIB}",
-            hook.display(),
-            image.display()
-        ));
-        run(command.arg("bookworm"), "mmdebstrap")?;
-        fs::copy(&image, path).map_err(at(&image))?;
-        fs::remove_dir_all(&work).map_err(at(&work))
+        bootstrap(command, "customize", ROOT_HOOK, ROOT_MIB, path)
     })
+}
+
+/// An ext4 image with fio and the libraries it needs, for `ballast.fio` on a guest's command line.
+///
+/// # Errors
+///
+/// [`Error`] with mmdebstrap's words if it fails.
+pub fn fio(cache: &Cache, progress: Progress<'_>) -> Result<PathBuf, Error> {
+    let inputs = format!("1 {FIO_MIB} {FIO_HOOK}");
+    cache.get("fio.ext4", &inputs, |path| {
+        progress("fetching Debian's fio and its libraries with mmdebstrap (half a minute)");
+        let mut command = Command::new("mmdebstrap");
+        command.args(["--variant=extract", "--include=fio"]);
+        bootstrap(command, "extract", FIO_HOOK, FIO_MIB, path)
+    })
+}
+
+/// Runs mmdebstrap, whose tree `hook` turns into an image of `mib` MiB at `path`.
+fn bootstrap(
+    mut mmdebstrap: Command,
+    stage: &str,
+    hook: &str,
+    mib: u64,
+    path: &Path,
+) -> Result<(), Error> {
+    // Without root, mmdebstrap works as another user: it needs a folder open to all.
+    let work = path.with_extension("work");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).map_err(at(&work))?;
+    fs::set_permissions(&work, fs::Permissions::from_mode(0o777)).map_err(at(&work))?;
+    let script = work.join("hook");
+    fs::write(&script, hook).map_err(at(&script))?;
+    let image = work.join("image");
+    mmdebstrap.args(["--format=null", "--quiet"]);
+    mmdebstrap.arg(format!(
+        "--{stage}-hook=sh '{}' \"$1\" '{}' {mib}",
+        script.display(),
+        image.display()
+    ));
+    run(mmdebstrap.arg("bookworm"), "mmdebstrap")?;
+    fs::copy(&image, path).map_err(at(&image))?;
+    fs::remove_dir_all(&work).map_err(at(&work))
 }
