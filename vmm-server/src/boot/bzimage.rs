@@ -42,13 +42,18 @@ pub fn load(image: &Image<'_>, memory: &mut impl GuestMemory) -> Result<State, B
     let code = kernel.get((setup_sectors + 1) * 512..).ok_or(malformed)?;
     let init_size = word(0x260)?.max(code.len() as u64);
     let low = memory.layout().low;
-    let mut start = u64_at(kernel, 0x258).ok_or(malformed)?;
-    if start < KERNEL_MIN || start.saturating_add(init_size) > low {
-        let alignment = word(0x230)?.max(0x1000).next_power_of_two();
-        start = KERNEL_MIN.next_multiple_of(alignment);
-        if byte(0x234)? == 0 || start.saturating_add(init_size) > low {
-            return Err(BootError::TooLittleMemory { needed: start.saturating_add(init_size) });
-        }
+    // Below its preferred address even a relocatable kernel moves itself up to there, so it must have room there.
+    let preferred = u64_at(kernel, 0x258).ok_or(malformed)?;
+    let start = if preferred >= KERNEL_MIN {
+        preferred
+    } else if byte(0x234)? != 0 {
+        KERNEL_MIN.next_multiple_of(word(0x230)?.max(0x1000).next_power_of_two())
+    } else {
+        return Err(BootError::BadAddress { address: preferred });
+    };
+    let end = start.saturating_add(init_size);
+    if end > low {
+        return Err(BootError::TooLittleMemory { needed: end });
     }
     memory.write(start, code)?;
 
@@ -57,7 +62,7 @@ pub fn load(image: &Image<'_>, memory: &mut impl GuestMemory) -> Result<State, B
         return Err(BootError::CmdlineTooLong { max: cmdline_max });
     }
     put_string(memory, place::STRINGS, image.cmdline)?;
-    write_boot_params(image, memory, start + init_size)?;
+    write_boot_params(image, memory, end)?;
     write_page_tables(memory)?;
     let gdt = [0, 0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff];
     for (index, descriptor) in (0..).zip(gdt) {
@@ -191,17 +196,34 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn relocates_in_a_small_guest_and_refuses_a_tiny_one() {
+    fn a_kernel_without_room_at_its_preferred_address_is_refused() {
         let kernel = sample();
+        let image = Image { kernel: &kernel, modules: &[], cmdline: "" };
+        let needed = 0x100_1000;
+        for mib in [2, 8, 16] {
+            let refused = load_any(&image, &mut VecMemory::new(mib << 20));
+            assert!(matches!(refused, Err(BootError::TooLittleMemory { .. })), "{mib} MiB");
+        }
+        let refused = load_any(&image, &mut VecMemory::new(16 << 20));
+        assert_eq!(refused, Err(BootError::TooLittleMemory { needed }));
+        assert!(load_any(&image, &mut VecMemory::new(18 << 20)).is_ok());
+    }
+
+    #[test]
+    fn a_kernel_that_prefers_low_memory_is_moved_up_and_one_that_cannot_move_is_refused() {
+        let mut kernel = sample();
+        kernel[0x258..0x260].copy_from_slice(&0x8_0000u64.to_le_bytes());
         let image = Image { kernel: &kernel, modules: &[], cmdline: "" };
         let mut small = VecMemory::new(8 << 20);
         assert_eq!(value(&load_any(&image, &mut small).unwrap(), field::RIP), 0x20_0200);
-        let mut tiny = VecMemory::new(2 << 20);
-        assert!(matches!(load_any(&image, &mut tiny), Err(BootError::TooLittleMemory { .. })));
         let big = std::vec![1; 8 << 20];
         let modules = [Module { bytes: &big, name: "" }];
         let image = Image { modules: &modules, ..image };
         assert!(matches!(load_any(&image, &mut small), Err(BootError::TooLittleMemory { .. })));
+        kernel[0x234] = 0;
+        let image = Image { kernel: &kernel, modules: &[], cmdline: "" };
+        let refused = Err(BootError::BadAddress { address: 0x8_0000 });
+        assert_eq!(load_any(&image, &mut small), refused);
     }
 
     #[test]
