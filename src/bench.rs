@@ -155,7 +155,10 @@ pub(crate) fn start(config: &Config, cores: u32) -> Result<std::sync::Arc<Sessio
 }
 
 /// As [`start`], on such a machine.
-fn start_on(config: &Config, options: &Options) -> Result<std::sync::Arc<Session>, Error> {
+pub(crate) fn start_on(
+    config: &Config,
+    options: &Options,
+) -> Result<std::sync::Arc<Session>, Error> {
     let image = image::build(config, Disk::Keep)?;
     let folder = run_folder(&format!("bench-{}", std::process::id()))?;
     Session::start(Machine::start(&image, options, &folder)?, &folder)

@@ -497,6 +497,17 @@ impl Session {
         }
     }
 
+    /// Waits until all servers run and the VMs that start by themselves do: what is asked before may stay unanswered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::wait`].
+    pub fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
+        self.wait("readiness", limit, |heard| {
+            heard.events.iter().any(|(_, event)| *event == Event::Ready).then_some(())
+        })
+    }
+
     /// Looks at what has been heard so far.
     pub fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
         look(&locked(&self.shared.state).heard)

@@ -7,7 +7,7 @@ use crate::machine::{Clock, Options};
 use crate::report::Stats;
 use crate::session::{Ask, Session};
 use crate::{Error, WORKSPACE};
-use protocol::link::{Event, Request, ServerId};
+use protocol::link::{Request, ServerId};
 use protocol::units::VmId;
 use std::path::Path;
 use std::process::Command;
@@ -93,9 +93,7 @@ fn read_blocks(session: &Session, vm: VmId, reads: u64) -> Result<[u64; 2], Erro
 
 /// What start and end cost is the same for both guests, so it is not in the difference.
 fn measure_path(session: &Session, figures: &mut Figures) -> Result<(), Error> {
-    session.wait("start of the servers", HANG, |heard| {
-        heard.events.iter().any(|(_, event)| *event == Event::Ready).then_some(())
-    })?;
+    session.wait_ready(HANG)?;
     let short = read_blocks(session, VmId(0), READS[0])?;
     let long = read_blocks(session, VmId(1), READS[1])?;
     let per_read =

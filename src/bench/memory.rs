@@ -4,7 +4,7 @@ use super::{Figures, HANG, boot, quit};
 use crate::Error;
 use crate::report::Stats;
 use crate::session::{Ask, Session};
-use protocol::link::{Event, Request, ServerId};
+use protocol::link::{Request, ServerId};
 use std::time::{Duration, Instant};
 
 /// Pages the scanner has looked at when the measurement ends: several passes over both VMs.
@@ -108,10 +108,7 @@ fn scanned_at(points: &[Point], bytes: u64) -> Option<f64> {
 
 /// Looks at sharing until the scanner has looked at [`SCANNED`] pages.
 fn curve(session: &Session) -> Result<Vec<Point>, Error> {
-    // What is asked before is not answered, and time flies while one waits for that.
-    session.wait("readiness", HANG, |heard| {
-        heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
-    })?;
+    session.wait_ready(HANG)?;
     let start = Instant::now();
     let mut points = vec![(0, 0)];
     while start.elapsed() < HANG {

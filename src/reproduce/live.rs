@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use harness::experiment::{Figure, Outcome};
 use harness::plot::{Mark, Plot, Series};
-use protocol::link::{Event, Request, VmState};
+use protocol::link::{Request, VmState};
 use protocol::system::IoPolicy;
 
+use crate::bench::start_on;
 use crate::config::Config;
-use crate::image::{self, Disk};
-use crate::machine::{Clock, EXIT_GOOD, Machine, Options, Writes};
+use crate::image;
+use crate::machine::{Clock, EXIT_GOOD, Options, Writes};
 use crate::report::Stats;
-use crate::session::{Ask, Session, run_folder};
+use crate::session::{Ask, Session};
 use crate::{Error, WORKSPACE};
 
 /// The live runs.
@@ -199,19 +200,15 @@ fn watch(session: &Session, record: &mut Record, until: f64) -> Result<(), Error
 
 fn start(system: &str) -> Result<Arc<Session>, Error> {
     let config = Config::load(&Path::new(WORKSPACE).join("images/systems").join(system))?;
-    let image = image::build(&config, Disk::Keep)?;
-    let folder = run_folder(&format!("live-{}", std::process::id()))?;
     // Idle time passes, so that the real disk has the time it needs; skipped, it would look slow.
     let clock = Clock::Patient;
     let options = Options { clock, writes: Writes::Discard, ..Options::default() };
-    Session::start(Machine::start(&image, &options, &folder)?, &folder)
+    start_on(&config, &options)
 }
 
 /// Watches the run through all phases and then under SFQ(D); returns when that is measured.
 fn measure(live: &Live, session: &Session, record: &mut Record) -> Result<(f64, f64), Error> {
-    session.wait("start of the VMs", HANG, |heard| {
-        heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
-    })?;
+    session.wait_ready(HANG)?;
     let end = live.phases.last().map_or(0.0, |phase| phase.1);
     watch(session, record, end + 0.5)?;
     session.ask(Request::IoPolicy(IoPolicy::Sfq))?;

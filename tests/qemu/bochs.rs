@@ -1,5 +1,6 @@
 //! Bochs, a second implementation of the processor, which keeps its TLB: the kernel's own tests, and two Linux VMs.
 
+use crate::boot::text;
 use ballast::config::Config;
 use ballast::image::{Disk, Image, build, foreign, program, state_folder, write_iso};
 use protocol::link::{self, Deframer, Event, FRAME_MAX, ToHost};
@@ -15,10 +16,6 @@ const HANG: Duration = Duration::from_secs(900);
 const LOOK: Duration = Duration::from_millis(100);
 /// What a guest without a root file system says.
 const SHELL: &str = "this is a shell in the initramfs";
-
-fn text(error: impl std::fmt::Display) -> Failure {
-    error.to_string()
-}
 
 /// A running machine; it ends when this is dropped.
 struct Bochs {

@@ -56,14 +56,6 @@ pub fn memory(stats: &Stats, vm: VmId) -> MemoryStats {
     found.map_or(MemoryStats::default(), |(.., stats)| stats.memory)
 }
 
-/// Waits until the system says that it is ready.
-pub fn ready(session: &Session) -> Result<(), Failure> {
-    let heard = session.wait("readiness", HANG, |heard| {
-        heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
-    });
-    heard.map_err(text)
-}
-
 /// Why VMs were stopped so far.
 pub fn stops(session: &Session) -> Vec<(VmId, StopReason)> {
     session.heard(|heard| {

@@ -1,5 +1,6 @@
 //! The disk's controls on the running system: claims, groups, policy, and what is shown of them.
 
+use crate::boot::text;
 use ballast::report::Stats;
 use ballast::session::{Ask, DiskClient, Session};
 use protocol::io::Policy;
@@ -10,10 +11,6 @@ use tests::guest::Shell;
 use tests::runner::{Failure, Runner};
 
 const WEB1: VmId = VmId(0);
-
-fn text(error: impl std::fmt::Display) -> Failure {
-    error.to_string()
-}
 
 fn stats(session: &Session) -> Result<Stats, Failure> {
     let mut lines = session.ask(Request::Stats).map_err(text)?;

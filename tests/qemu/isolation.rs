@@ -1,6 +1,7 @@
 //! A guest that tries everything to reach what is not its own, beside one that watches over its memory and disk.
 
-use crate::system::{same, start, stats, text, wait_state};
+use crate::boot::{stats, text};
+use crate::system::{same, start, wait_state};
 use ballast::machine::{EXIT_GOOD, exit_status};
 use ballast::session::{Ask, Session};
 use protocol::link::{Event, Request, StopReason, VmState};
@@ -96,11 +97,7 @@ pub fn run(runner: &mut Runner) {
     let mut free_before = None;
     let up = runner.case("isolation: a quiet guest fills its memory and disk", || {
         let session = started.insert(start("isolation.toml")?);
-        session
-            .wait("readiness", HANG, |heard| {
-                heard.events.iter().any(|(_, event)| *event == Event::Ready).then_some(())
-            })
-            .map_err(text)?;
+        session.wait_ready(HANG).map_err(text)?;
         let free = stats(session)?.machine.free;
         session.ask(Request::VmStart(QUIET)).map_err(text)?;
         let mut console = Shell::new(session, QUIET);

@@ -1,6 +1,7 @@
 //! Large pages under a Linux guest: its memory gets them, the balloon takes them apart, and they come back.
 
-use crate::system::{eventually, same, stats, text};
+use crate::boot::{counter, stats, text};
+use crate::system::{eventually, same};
 use ballast::report::Stats;
 use ballast::session::{Ask, Session};
 use protocol::link::{Request, Setting};
@@ -17,11 +18,6 @@ const FILL: &str = "mkdir -p /m && mount -t tmpfs -o size=100% m /m && head -c 6
 /// Pages of `vm` that large pages map.
 fn large(stats: &Stats, vm: VmId) -> u64 {
     stats.vms.iter().find(|(id, ..)| *id == vm).map_or(0, |(.., stats)| stats.memory.large.0)
-}
-
-/// A counter of the mem-server.
-fn counter(stats: &Stats, name: &str) -> u64 {
-    stats.terms.iter().find(|term| term.vm.is_none() && term.name == name).map_or(0, |t| t.value)
 }
 
 /// Runs the cases on a booted VM, the first one, which has 192 MiB.

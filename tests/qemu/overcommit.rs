@@ -51,11 +51,7 @@ fn many(runner: &mut Runner) {
     let booted = runner.case("many: eight VMs start together", || {
         let session = start("many", &description, Clock::Instructions)?;
         let session = started.insert(session);
-        session
-            .wait("eight VMs running", HANG, |heard| {
-                heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
-            })
-            .map_err(text)?;
+        session.wait_ready(HANG).map_err(text)?;
         let states = ballast::cli::states(&**session).map_err(text)?;
         let running = states.iter().filter(|(.., state)| *state == VmState::Running).count();
         if running == 8 { Ok(()) } else { Err(format!("{running} of 8 run")) }
@@ -113,11 +109,7 @@ fn overcommit(runner: &mut Runner) {
     let booted = runner.case("overcommit: five VMs of 60 % more than there is start", || {
         let session =
             started.insert(start("overcommit", &small_overcommit()?, Clock::Instructions)?);
-        session
-            .wait("five VMs running", HANG, |heard| {
-                heard.events.iter().any(|event| event.1 == Event::Ready).then_some(())
-            })
-            .map_err(text)?;
+        session.wait_ready(HANG).map_err(text)?;
         let stats = stats(session)?;
         let sizes: u64 = stats.vms.iter().map(|(.., vm)| vm.memory.size.bytes()).sum();
         let machine = stats.machine.memory.bytes() - stats.machine.kernel_memory.bytes();

@@ -1,5 +1,6 @@
 //! Root-tasks that test the kernel from inside, booted by every path the kernel supports.
 
+use crate::boot::text;
 use ballast::image::{Image, foreign, program, state_folder, write_iso};
 use ballast::machine::{Boot, Clock, Machine, Options, verdict};
 use ballast::session::run_folder;
@@ -10,10 +11,6 @@ use tests::runner::{Failure, Runner};
 /// RAM of the machine for these tests.
 const MEMORY_MIB: u64 = 512;
 const HANG: Duration = Duration::from_secs(240);
-
-fn text(error: impl std::fmt::Display) -> Failure {
-    error.to_string()
-}
 
 /// What the kernel's serial line showed, and QEMU's exit status.
 struct Run {

@@ -1,7 +1,7 @@
 //! Three VMs of one group write all their shared pages at once, in too little memory; then one reboots and one crashes, with
 //! pages in every state.
 
-use crate::boot::{counter, memory, prompt, ready, start, stats, stop, stops, text};
+use crate::boot::{counter, memory, prompt, start, stats, stop, stops, text};
 use crate::system::{eventually, same, wait_state};
 use ballast::machine::Clock;
 use ballast::session::{Ask, Session};
@@ -55,7 +55,7 @@ pub fn run(runner: &mut Runner) {
     let mut free = None;
     let shared = runner.case("storm: three VMs with the same pages share them", || {
         let session = started.insert(start("storm", &description(), Clock::Instructions)?);
-        ready(session)?;
+        session.wait_ready(HANG).map_err(text)?;
         free = Some(stats(session)?.machine.free);
         share(session)
     });

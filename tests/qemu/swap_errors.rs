@@ -1,6 +1,6 @@
 //! A swap partition with bad sectors: failed writes lose nothing, and a page that is not given back stops its VM alone.
 
-use crate::boot::{counter, memory, prompt, ready, stats, stop, stops, text};
+use crate::boot::{counter, memory, prompt, stats, stop, stops, text};
 use crate::system::{eventually, same, wait_state};
 use ballast::config::Config;
 use ballast::image::{self, Disk};
@@ -11,7 +11,7 @@ use protocol::units::{Pages, VmId};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use tests::guest::Shell;
+use tests::guest::{HANG, Shell};
 use tests::runner::{Failure, Runner};
 
 /// The VM whose pages lie in bad sectors.
@@ -76,7 +76,7 @@ fn boot() -> Result<Arc<Session>, Failure> {
     let options = Options { disk_faults: Some(faults), clock, ..Options::default() };
     let machine = Machine::start(&image, &options, &folder).map_err(text)?;
     let session = Session::start(machine, &folder).map_err(text)?;
-    ready(&session)?;
+    session.wait_ready(HANG).map_err(text)?;
     Ok(session)
 }
 

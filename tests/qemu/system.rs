@@ -1,5 +1,6 @@
 //! The default system, driven through its consoles and its management link.
 
+use crate::boot::{stats, text};
 use crate::disk;
 use ballast::config::Config;
 use ballast::image::{self, Disk};
@@ -21,10 +22,6 @@ const WEB2: VmId = VmId(1);
 /// What Linux says on any machine like ours: each line with its reason in `docs/testing.md`.
 const DMESG_ALLOWED: [&str; 1] = ["Speculative Return Stack Overflow"];
 
-pub fn text(error: impl std::fmt::Display) -> Failure {
-    error.to_string()
-}
-
 /// Boots `file` of `images/systems`; what its guests write is discarded.
 pub fn start(file: &str) -> Result<Arc<Session>, Failure> {
     let path = Path::new(ballast::WORKSPACE).join("images/systems").join(file);
@@ -38,10 +35,6 @@ pub fn start(file: &str) -> Result<Arc<Session>, Failure> {
     let options = Options { writes: Writes::Discard, clock: Clock::Patient, ..Options::default() };
     let machine = Machine::start(&image, &options, &folder).map_err(text)?;
     Session::start(machine, &folder).map_err(text)
-}
-
-pub fn stats(session: &Session) -> Result<Stats, Failure> {
-    session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines)).map_err(text)
 }
 
 /// Asks for figures until they are as wanted; the mem-server publishes ten times a second.

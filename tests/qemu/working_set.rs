@@ -2,7 +2,7 @@
 //!
 //! The guest has no balloon, so it says nothing about its memory at all.
 
-use crate::boot::{prompt, ready, start, stats, stop};
+use crate::boot::{prompt, start, stats, stop, text};
 use ballast::machine::Clock;
 use ballast::session::Session;
 use protocol::units::VmId;
@@ -48,7 +48,7 @@ fn until(session: &Session, limit: f64, found: impl Fn(f64, f64) -> bool) -> Res
 }
 
 fn follows(session: &Session) -> Result<(), Failure> {
-    ready(session)?;
+    session.wait_ready(HANG).map_err(text)?;
     let mut shell = Shell::new(session, VmId(0));
     prompt(&mut shell)?;
     let step =
