@@ -3,12 +3,10 @@
 use protocol::mem::{Explanation, MemEvent, PressureState, TargetBound, Trigger};
 use protocol::units::{MAX_VMS, Nanos, Pages, VmId};
 
-use crate::large::{Apart, Hand};
-use crate::mechanism::{Mechanism, Page};
-use crate::page::{Entry, PageState};
+use crate::large::Hand;
+use crate::mechanism::Mechanism;
+use crate::page::PageState;
 use crate::policy::allocation::{Demand, Target, divide, taxed_shares};
-use crate::policy::estimator::{SAMPLES, Source};
-use crate::policy::large::Demotion;
 use crate::reclaim::Reclaimed;
 use crate::server::Server;
 use crate::sharing::Scanned;
@@ -19,8 +17,6 @@ const RECLAIM_BATCH: u64 = 256;
 const SECOND: u64 = 1_000_000_000;
 /// Most steps to a page to scan.
 const PICK_STEPS: u32 = 32;
-/// Pages of one harvest call.
-const HARVEST_PAGES: u32 = 2048;
 
 /// A token bucket: never gives out more than rate times time, plus what it holds at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -246,99 +242,6 @@ impl Server<'_> {
                 record.balloon_target = target;
                 mechanism.signal_vmm(vm);
             }
-        }
-    }
-
-    /// Ends the sampling period of every VM and begins the next.
-    fn sample(&mut self, mechanism: &mut impl Mechanism) {
-        for vm in (0..MAX_VMS as u16).map(VmId) {
-            if self.vm(vm).is_none() {
-                continue;
-            }
-            match self.policy.source {
-                Source::Sampling => self.sample_by_faults(vm, mechanism),
-                Source::Harvest => self.sample_by_bits(vm, mechanism),
-            }
-        }
-    }
-
-    fn sample_by_faults(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
-        let Some(record) = &mut self.vms[vm.0 as usize] else { return };
-        record.averages.end();
-        let (base, size) = (record.base, record.memory.size.0 as u32);
-        // Pages that were not touched are mapped again, so that a period never causes more faults than it has samples.
-        let samples = core::mem::take(&mut record.samples);
-        let memory = record.memory;
-        for index in samples {
-            let entry = self.entries[(base + index) as usize];
-            if !entry.is_sampled() {
-                continue;
-            }
-            self.entries[(base + index) as usize] = entry.unmapped_plain();
-            let page = Page { vm, index, gfn: memory.gfn_of(index) };
-            let writable = entry.state() == PageState::Private;
-            if mechanism.map(page, self.frame_of(entry), writable).is_ok() {
-                let entry = &mut self.entries[(base + index) as usize];
-                *entry = entry.mapped(writable);
-            }
-        }
-        self.end_samples(vm, mechanism);
-        let resident = self.vm(vm).map_or(0, |record| record.granted());
-        if resident == 0 {
-            return;
-        }
-        let mut taken = 0;
-        let mut apart = Apart::new(size);
-        for _ in 0..SAMPLES * 16 {
-            if taken == SAMPLES {
-                break;
-            }
-            let drawn = self.random.below(size);
-            let index = self.sample_in(base, drawn, &mut apart);
-            let entry = self.entries[(base + index) as usize];
-            let resident =
-                matches!(entry.state(), PageState::Private | PageState::Shared | PageState::Zero);
-            if !resident || entry.is_sampled() {
-                continue;
-            }
-            self.unmap(vm, index, Demotion::Sampling, mechanism);
-            let entry: &mut Entry = &mut self.entries[(base + index) as usize];
-            *entry = entry.sampled();
-            if let Some(record) = &mut self.vms[vm.0 as usize]
-                && record.samples.push(index).is_err()
-            {
-                break;
-            }
-            taken += 1;
-        }
-        if let Some(record) = &mut self.vms[vm.0 as usize] {
-            record.averages.begin(taken);
-        }
-    }
-
-    fn sample_by_bits(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
-        let Some(record) = self.vm(vm) else { return };
-        let memory = record.memory;
-        let (size, granted) = (memory.size.0 as u32, record.granted() as u32);
-        let mut accessed = [0; 32];
-        let mut touched = 0;
-        let low = memory.low.0 as u32;
-        let mut first = 0;
-        while first < size {
-            // One call must not reach over the device hole.
-            let end = if first < low { low } else { size };
-            let pages = HARVEST_PAGES.min(end - first);
-            let page = Page { vm, index: first, gfn: memory.gfn_of(first) };
-            if !mechanism.harvest(page, pages, &mut accessed) {
-                return;
-            }
-            touched += accessed.iter().map(|word| word.count_ones()).sum::<u32>();
-            first += pages;
-        }
-        if let Some(record) = &mut self.vms[vm.0 as usize] {
-            record.averages.begin(granted);
-            record.averages.touch(touched);
-            record.averages.end();
         }
     }
 

@@ -32,41 +32,8 @@ pub struct Hand {
 const AROUND: u32 = 16;
 /// Part of all blocks that stay free of regions put together anew: starting VMs need whole blocks.
 const SPARE_PART: u32 = 16;
-/// Most regions taken apart for the samples of one period.
-const APART_MAX: usize = 16;
-/// Part of a VM's regions that may be.
-const APART_PART: u32 = 8;
-
-/// Large regions taken apart for the samples of one VM in one period. They are few: samples that fall into further large
-/// regions are moved into these, so that sampling leaves a small VM its large pages.
-pub(crate) struct Apart {
-    regions: heapless::Vec<u32, APART_MAX>,
-    most: usize,
-}
-
-impl Apart {
-    /// For a VM of so many pages.
-    pub(crate) fn new(size: u32) -> Self {
-        let most = (size / FRAMES_PER_BLOCK / APART_PART) as usize;
-        Self { regions: heapless::Vec::new(), most: most.clamp(1, APART_MAX) }
-    }
-}
 
 impl Server<'_> {
-    /// Where a sample drawn at page `index` is taken: there, or at the same place of another large region.
-    pub(crate) fn sample_in(&mut self, base: u32, index: u32, apart: &mut Apart) -> u32 {
-        let region = index / FRAMES_PER_BLOCK;
-        if !self.regions[(base / FRAMES_PER_BLOCK + region) as usize].is_large() {
-            return index;
-        }
-        if apart.regions.len() < apart.most && apart.regions.push(region).is_ok() {
-            return index;
-        }
-        let other = self.random.below(apart.regions.len() as u32);
-        let other = apart.regions.get(other as usize).copied().unwrap_or(region);
-        other * FRAMES_PER_BLOCK + index % FRAMES_PER_BLOCK
-    }
-
     /// Maps regions large that can be, some of them in each tick.
     pub(crate) fn promote_regions(&mut self, mechanism: &mut impl Mechanism) {
         if !self.policy.large_pages {
@@ -222,20 +189,6 @@ impl Server<'_> {
             present[page / 64] |= u64::from(entry.has_capability()) << (page % 64);
         }
         Some(present)
-    }
-
-    /// The samples of a period are taken: regions that are small for them alone can be large again.
-    pub(crate) fn end_samples(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
-        let Some(record) = self.vm(vm) else { return };
-        let (first, size) = (record.base / FRAMES_PER_BLOCK, record.memory.size.0 as u32);
-        if !self.policy.large_pages || self.pressure.state() != PressureState::High {
-            return;
-        }
-        for region in 0..size / FRAMES_PER_BLOCK {
-            if self.regions[(first + region) as usize].reason() == Some(Demotion::Sampling) {
-                self.promote(vm, region, mechanism);
-            }
-        }
     }
 
     /// Takes a page's region apart if it is large: none of its pages is mapped then.

@@ -25,3 +25,4 @@ pub mod sharing;
 pub mod spaces;
 pub mod swap;
 pub mod tier;
+mod working_set;

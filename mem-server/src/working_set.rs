@@ -1,0 +1,155 @@
+//! The working set estimates' two sources: what each does to a VM's pages at the end of a sampling period.
+
+use protocol::mem::PressureState;
+use protocol::units::{MAX_VMS, VmId};
+
+use crate::mechanism::{Mechanism, Page};
+use crate::page::{Entry, FRAMES_PER_BLOCK, PageState};
+use crate::policy::estimator::{SAMPLES, Source};
+use crate::policy::large::Demotion;
+use crate::server::Server;
+
+/// Pages of one harvest call.
+const HARVEST_PAGES: u32 = 2048;
+/// Most regions taken apart for the samples of one period.
+const APART_MAX: usize = 16;
+/// Part of a VM's regions that may be.
+const APART_PART: u32 = 8;
+
+/// Large regions taken apart for the samples of one VM in one period. They are few: samples that fall into further large
+/// regions are moved into these, so that sampling leaves a small VM its large pages.
+struct Apart {
+    regions: heapless::Vec<u32, APART_MAX>,
+    most: usize,
+}
+
+impl Apart {
+    /// For a VM of so many pages.
+    fn new(size: u32) -> Self {
+        let most = (size / FRAMES_PER_BLOCK / APART_PART) as usize;
+        Self { regions: heapless::Vec::new(), most: most.clamp(1, APART_MAX) }
+    }
+}
+
+impl Server<'_> {
+    /// Ends the sampling period of every VM and begins the next.
+    pub(crate) fn sample(&mut self, mechanism: &mut impl Mechanism) {
+        for vm in (0..MAX_VMS as u16).map(VmId) {
+            if self.vm(vm).is_none() {
+                continue;
+            }
+            match self.policy.source {
+                Source::Sampling => self.sample_by_faults(vm, mechanism),
+                Source::Harvest => self.sample_by_bits(vm, mechanism),
+            }
+        }
+    }
+
+    fn sample_by_faults(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
+        let Some(record) = &mut self.vms[vm.0 as usize] else { return };
+        record.averages.end();
+        let (base, size) = (record.base, record.memory.size.0 as u32);
+        // Pages that were not touched are mapped again, so that a period never causes more faults than it has samples.
+        let samples = core::mem::take(&mut record.samples);
+        let memory = record.memory;
+        for index in samples {
+            let entry = self.entries[(base + index) as usize];
+            if !entry.is_sampled() {
+                continue;
+            }
+            self.entries[(base + index) as usize] = entry.unmapped_plain();
+            let page = Page { vm, index, gfn: memory.gfn_of(index) };
+            let writable = entry.state() == PageState::Private;
+            if mechanism.map(page, self.frame_of(entry), writable).is_ok() {
+                let entry = &mut self.entries[(base + index) as usize];
+                *entry = entry.mapped(writable);
+            }
+        }
+        self.end_samples(vm, mechanism);
+        let resident = self.vm(vm).map_or(0, |record| record.granted());
+        if resident == 0 {
+            return;
+        }
+        let mut taken = 0;
+        let mut apart = Apart::new(size);
+        for _ in 0..SAMPLES * 16 {
+            if taken == SAMPLES {
+                break;
+            }
+            let drawn = self.random.below(size);
+            let index = self.sample_in(base, drawn, &mut apart);
+            let entry = self.entries[(base + index) as usize];
+            let resident =
+                matches!(entry.state(), PageState::Private | PageState::Shared | PageState::Zero);
+            if !resident || entry.is_sampled() {
+                continue;
+            }
+            self.unmap(vm, index, Demotion::Sampling, mechanism);
+            let entry: &mut Entry = &mut self.entries[(base + index) as usize];
+            *entry = entry.sampled();
+            if let Some(record) = &mut self.vms[vm.0 as usize]
+                && record.samples.push(index).is_err()
+            {
+                break;
+            }
+            taken += 1;
+        }
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.averages.begin(taken);
+        }
+    }
+
+    fn sample_by_bits(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
+        let Some(record) = self.vm(vm) else { return };
+        let memory = record.memory;
+        let (size, granted) = (memory.size.0 as u32, record.granted() as u32);
+        let mut accessed = [0; 32];
+        let mut touched = 0;
+        let low = memory.low.0 as u32;
+        let mut first = 0;
+        while first < size {
+            // One call must not reach over the device hole.
+            let end = if first < low { low } else { size };
+            let pages = HARVEST_PAGES.min(end - first);
+            let page = Page { vm, index: first, gfn: memory.gfn_of(first) };
+            if !mechanism.harvest(page, pages, &mut accessed) {
+                return;
+            }
+            touched += accessed.iter().map(|word| word.count_ones()).sum::<u32>();
+            first += pages;
+        }
+        if let Some(record) = &mut self.vms[vm.0 as usize] {
+            record.averages.begin(granted);
+            record.averages.touch(touched);
+            record.averages.end();
+        }
+    }
+
+    /// Where a sample drawn at page `index` is taken: there, or at the same place of another large region.
+    fn sample_in(&mut self, base: u32, index: u32, apart: &mut Apart) -> u32 {
+        let region = index / FRAMES_PER_BLOCK;
+        if !self.regions[(base / FRAMES_PER_BLOCK + region) as usize].is_large() {
+            return index;
+        }
+        if apart.regions.len() < apart.most && apart.regions.push(region).is_ok() {
+            return index;
+        }
+        let other = self.random.below(apart.regions.len() as u32);
+        let other = apart.regions.get(other as usize).copied().unwrap_or(region);
+        other * FRAMES_PER_BLOCK + index % FRAMES_PER_BLOCK
+    }
+
+    /// The samples of a period are taken: regions that are small for them alone can be large again.
+    fn end_samples(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
+        let Some(record) = self.vm(vm) else { return };
+        let (first, size) = (record.base / FRAMES_PER_BLOCK, record.memory.size.0 as u32);
+        if !self.policy.large_pages || self.pressure.state() != PressureState::High {
+            return;
+        }
+        for region in 0..size / FRAMES_PER_BLOCK {
+            if self.regions[(first + region) as usize].reason() == Some(Demotion::Sampling) {
+                self.promote(vm, region, mechanism);
+            }
+        }
+    }
+}
