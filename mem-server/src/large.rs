@@ -46,7 +46,12 @@ impl Server<'_> {
             if self.pressure.state() != PressureState::High || promoted == PROMOTIONS {
                 return;
             }
-            promoted += u32::from(self.promote(vm, region, mechanism));
+            // What is small to be watched stays so until the period ends.
+            let known = self.vm(vm).map(|record| record.base / FRAMES_PER_BLOCK + region);
+            let watched = known.is_some_and(|region| {
+                self.regions[region as usize].reason() == Some(Demotion::Sampling)
+            });
+            promoted += u32::from(!watched && self.promote(vm, region, mechanism));
         }
     }
 

@@ -157,7 +157,7 @@ pub struct Machine {
     pub counters: Counters,
     /// VMs signalled, in order.
     pub signals: Vec<VmId>,
-    /// Accessed bits since the last harvest.
+    /// Accessed bits since the last harvest or the mapping; all 512 of a large page are set together.
     pub accessed: Vec<Vec<bool>>,
     /// What is broken on purpose, for negative controls.
     pub broken: Broken,
@@ -189,7 +189,7 @@ impl Machine {
     /// What the guest reads at page `index`; `None` if it would fault.
     pub fn read(&mut self, vm: VmId, index: u32) -> Option<&Content> {
         let (frame, _) = self.maps[vm.0 as usize].as_ref()?[index as usize]?;
-        self.accessed[vm.0 as usize][index as usize] = true;
+        self.mark(vm, index);
         Some(self.frames.get(frame))
     }
 
@@ -199,7 +199,7 @@ impl Machine {
         match map[index as usize] {
             Some((frame, true)) => {
                 self.frames.set(frame, content);
-                self.accessed[vm.0 as usize][index as usize] = true;
+                self.mark(vm, index);
                 true
             }
             _ => false,
@@ -225,6 +225,20 @@ impl Machine {
                 assert!(guest_writes || !writable, "the window writes what the guest may not");
             }
         }
+    }
+
+    /// The processor sets the accessed bit of what maps a page.
+    fn mark(&mut self, vm: VmId, index: u32) {
+        let large = self.large.contains(&(vm, index / FRAMES_PER_BLOCK));
+        let first = if large { index - index % FRAMES_PER_BLOCK } else { index };
+        let pages = if large { FRAMES_PER_BLOCK } else { 1 };
+        self.accessed[vm.0 as usize][first as usize..][..pages as usize].fill(true);
+    }
+
+    /// The entries that map a region's pages are replaced.
+    fn clear_accessed(&mut self, first: Page) {
+        let bits = &mut self.accessed[first.vm.0 as usize];
+        bits[first.index as usize..][..FRAMES_PER_BLOCK as usize].fill(false);
     }
 
     /// What maps a page by itself; a large page does not.
@@ -312,6 +326,7 @@ impl Mechanism for Machine {
     fn unmap(&mut self, page: Page) {
         self.counters.unmapped += 1;
         self.windows[page.vm.0 as usize].remove(&page.index);
+        self.accessed[page.vm.0 as usize][page.index as usize] = false;
         let held = self.held.remove(&(page.vm, page.index)).is_some();
         assert!(self.slot(page).take().is_some() || held, "{page:?} is not mapped");
     }
@@ -324,6 +339,7 @@ impl Mechanism for Machine {
     ) -> Result<(), MechanismError> {
         assert!(first.index.is_multiple_of(FRAMES_PER_BLOCK) && first.gfn.0.is_multiple_of(512));
         self.counters.promoted += 1;
+        self.clear_accessed(first);
         let refuses = self.broken.promoting;
         for page in 0..FRAMES_PER_BLOCK {
             let said = present[page as usize / 64] >> (page % 64) & 1 != 0;
@@ -348,6 +364,7 @@ impl Mechanism for Machine {
 
     fn demote(&mut self, first: Page) {
         self.counters.demoted += 1;
+        self.clear_accessed(first);
         assert!(self.large.remove(&(first.vm, first.index / FRAMES_PER_BLOCK)), "{first:?}: small");
         for index in first.index..first.index + FRAMES_PER_BLOCK {
             let page = self.slot(Page { index, ..first }).take();

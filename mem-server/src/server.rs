@@ -164,7 +164,7 @@ impl Vm {
     }
 }
 
-/// Pages watched in the current sampling period.
+/// Pages watched in the current sampling period; with harvest, the first ones of the regions watched.
 pub(crate) type Samples = heapless::Vec<u32, 128>;
 
 /// What becomes of a fault.

@@ -4,10 +4,11 @@ use protocol::mem::PressureState;
 use protocol::units::{MAX_VMS, VmId};
 
 use crate::mechanism::{Mechanism, Page};
-use crate::page::{Entry, FRAMES_PER_BLOCK, PageState};
+use crate::page::{Entry, FRAMES_PER_BLOCK, PageState, REGION_WORDS};
 use crate::policy::estimator::{SAMPLES, Source};
+use crate::policy::harvest::{Estimate, Guess};
 use crate::policy::large::Demotion;
-use crate::server::Server;
+use crate::server::{Samples, Server};
 
 /// Pages of one harvest call.
 const HARVEST_PAGES: u32 = 2048;
@@ -15,6 +16,8 @@ const HARVEST_PAGES: u32 = 2048;
 const APART_MAX: usize = 16;
 /// Part of a VM's regions that may be.
 const APART_PART: u32 = 8;
+/// Draws for each region to watch.
+const DRAWS: usize = 16;
 
 /// Large regions taken apart for the samples of one VM in one period. They are few: samples that fall into further large
 /// regions are moved into these, so that sampling leaves a small VM its large pages.
@@ -26,8 +29,12 @@ struct Apart {
 impl Apart {
     /// For a VM of so many pages.
     fn new(size: u32) -> Self {
-        let most = (size / FRAMES_PER_BLOCK / APART_PART) as usize;
-        Self { regions: heapless::Vec::new(), most: most.clamp(1, APART_MAX) }
+        Self { regions: heapless::Vec::new(), most: Self::most(size) }
+    }
+
+    /// Large regions of a VM of so many pages that may be taken apart in one period.
+    fn most(size: u32) -> usize {
+        ((size / FRAMES_PER_BLOCK / APART_PART) as usize).clamp(1, APART_MAX)
     }
 }
 
@@ -100,12 +107,31 @@ impl Server<'_> {
     }
 
     fn sample_by_bits(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
-        let Some(record) = self.vm(vm) else { return };
-        let memory = record.memory;
-        let (size, granted) = (memory.size.0 as u32, record.granted() as u32);
+        let Some(record) = &mut self.vms[vm.0 as usize] else { return };
+        let watched = core::mem::take(&mut record.samples);
+        let estimate = self.harvest(vm, &watched, mechanism);
+        if let (Some(estimate), Some(record)) = (estimate, &mut self.vms[vm.0 as usize]) {
+            record.averages.begin(record.granted() as u32);
+            record.averages.touch(estimate.touched());
+            record.averages.end();
+        }
+        self.end_samples(vm, mechanism);
+        self.watch(vm, mechanism);
+    }
+
+    /// Reads and clears the accessed bits of a VM; of the regions that begin at the pages `watched` they are a sample. `None` if
+    /// the machine cannot.
+    fn harvest(
+        &mut self,
+        vm: VmId,
+        watched: &[u32],
+        mechanism: &mut impl Mechanism,
+    ) -> Option<Estimate> {
+        let record = self.vm(vm)?;
+        let (base, memory) = (record.base, record.memory);
+        let (size, low) = (memory.size.0 as u32, memory.low.0 as u32);
+        let mut estimate = Estimate::default();
         let mut accessed = [0; 32];
-        let mut touched = 0;
-        let low = memory.low.0 as u32;
         let mut first = 0;
         while first < size {
             // One call must not reach over the device hole.
@@ -113,15 +139,52 @@ impl Server<'_> {
             let pages = HARVEST_PAGES.min(end - first);
             let page = Page { vm, index: first, gfn: memory.gfn_of(first) };
             if !mechanism.harvest(page, pages, &mut accessed) {
-                return;
+                return None;
             }
-            touched += accessed.iter().map(|word| word.count_ones()).sum::<u32>();
+            let regions = (first..first + pages).step_by(FRAMES_PER_BLOCK as usize);
+            for (first, words) in regions.zip(accessed.chunks_exact(REGION_WORDS)) {
+                let region = &mut self.regions[((base + first) / FRAMES_PER_BLOCK) as usize];
+                let touched = words.iter().map(|word| word.count_ones()).sum();
+                if region.is_large() {
+                    if touched > 0 {
+                        estimate.large(region.guess);
+                    }
+                    continue;
+                }
+                if watched.contains(&first) {
+                    estimate.watched(touched, region.guess);
+                } else {
+                    estimate.small(touched);
+                }
+                if touched > 0 {
+                    region.guess = Guess::of(touched);
+                }
+            }
             first += pages;
         }
+        Some(estimate)
+    }
+
+    /// Draws large regions and takes them apart, so that the pages touched in them until the next harvest can be counted.
+    fn watch(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
+        let Some(record) = self.vm(vm) else { return };
+        let (base, size, large) = (record.base, record.memory.size.0 as u32, record.large);
+        let most = Apart::most(size).min(large as usize);
+        let mut watched = Samples::new();
+        // Each draw finds one of those that are left alike; where few regions are large it may find none.
+        for _ in 0..most * DRAWS {
+            if watched.len() == most {
+                break;
+            }
+            let region = self.random.below(size / FRAMES_PER_BLOCK);
+            let first = region * FRAMES_PER_BLOCK;
+            let known = &self.regions[(base / FRAMES_PER_BLOCK + region) as usize];
+            if known.is_large() && watched.push(first).is_ok() {
+                self.demote(vm, first, Demotion::Sampling, mechanism);
+            }
+        }
         if let Some(record) = &mut self.vms[vm.0 as usize] {
-            record.averages.begin(granted);
-            record.averages.touch(touched);
-            record.averages.end();
+            record.samples = watched;
         }
     }
 
@@ -153,3 +216,7 @@ impl Server<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "working_set_tests.rs"]
+mod tests;

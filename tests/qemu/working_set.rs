@@ -68,10 +68,8 @@ pub fn run(runner: &mut Runner) {
     if !runner.wants("working-set") {
         return;
     }
-    // A large page has one accessed bit, so with them an idle guest seems to use half its memory.
-    for (what, policy) in
-        [("samples", ""), ("accessed bits", "harvest = true\nlarge_pages = false\n")]
-    {
+    // Both with large pages, which have one accessed bit each.
+    for (what, policy) in [("samples", ""), ("accessed bits", "harvest = true\n")] {
         runner.case(&format!("working-set: {what} follow a guest up and down"), || {
             let description = format!(
                 "[host]\nname = \"working-set\"\nmemory = \"256M\"\n{policy}\

@@ -3,6 +3,7 @@
 use protocol::units::Nanos;
 
 use crate::ledger;
+use crate::policy::harvest::Guess;
 
 /// Longest rest of a region, as a power of two of seconds.
 const REST_MAX: u32 = 6;
@@ -10,7 +11,7 @@ const SECOND: u64 = 1_000_000_000;
 
 /// Why a large page was taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
+#[repr(u8)]
 pub enum Demotion {
     /// A page of it is, or may be, equal to another.
     Sharing,
@@ -50,6 +51,8 @@ pub struct Region {
     pub block: u32,
     /// Second of its last demotion.
     demoted_at: u32,
+    /// Pages touched in it when it is, as last counted.
+    pub guess: Guess,
     /// One large page maps it.
     is_large: bool,
     /// Demotions that it rests for.
@@ -57,10 +60,19 @@ pub struct Region {
     reason: Option<Demotion>,
 }
 
+// There is one for every 2 MiB of all VMs.
+const _: () = assert!(size_of::<Region>() == 12);
+
 impl Region {
     /// Small, with no block.
-    pub const NEW: Self =
-        Self { block: ledger::NONE, demoted_at: 0, is_large: false, demotions: 0, reason: None };
+    pub const NEW: Self = Self {
+        block: ledger::NONE,
+        demoted_at: 0,
+        guess: Guess::ALL,
+        is_large: false,
+        demotions: 0,
+        reason: None,
+    };
 
     /// Whether one large page maps it.
     #[inline]

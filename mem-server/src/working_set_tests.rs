@@ -1,0 +1,158 @@
+//! Working set estimates over the model machine: guests whose use of memory is known, with large pages and without.
+
+use super::*;
+use crate::server::Policy;
+use crate::server::tests::World;
+use proptest::prelude::*;
+use protocol::mem::Sharing;
+use protocol::units::Nanos;
+
+const VM: VmId = VmId(0);
+/// Regions of the guest: 128 MiB.
+const REGIONS: u32 = 64;
+/// Pages in a hundredth of its memory.
+const HUNDREDTH: u64 = (REGIONS * FRAMES_PER_BLOCK / 100) as u64;
+const PERIOD: Nanos = Nanos::from_secs(30);
+
+/// A guest that has filled all its memory, of which every region is large by now if it may be.
+fn filled(large_pages: bool, secret: u64) -> World<'static> {
+    let policy = Policy { source: Source::Harvest, large_pages, secret, ..Policy::default() };
+    let mut world = World::new(REGIONS + 8, 64, policy);
+    world.admit(0, u64::from(REGIONS) * 2, Sharing::None);
+    for index in 0..REGIONS * FRAMES_PER_BLOCK {
+        world.write(0, index, u64::from(index) + 1);
+    }
+    for tick in 1..=u64::from(REGIONS) {
+        world.server.tick(Nanos(tick * 100_000_000), &mut world.machine);
+    }
+    world.check();
+    assert_eq!(world.server.vm(VM).unwrap().large, if large_pages { REGIONS } else { 0 });
+    world
+}
+
+/// Lets periods pass, in each of which the guest touches so many pages of each region; answers the last estimate in pages.
+fn periods(world: &mut World<'_>, count: u32, touched: impl Fn(u32) -> u32) -> u64 {
+    for _ in 0..count {
+        for region in 0..REGIONS {
+            for page in 0..touched(region) {
+                // Spread over the region, each page once: 37 and 512 have no common divisor.
+                let index = region * FRAMES_PER_BLOCK + page * 37 % FRAMES_PER_BLOCK;
+                assert!(world.read(0, index));
+            }
+        }
+        let now = world.server.background.large.now.0 + PERIOD.0;
+        world.server.tick(Nanos(now), &mut world.machine);
+    }
+    world.check();
+    let record = world.server.vm(VM).unwrap();
+    record.averages.active_pages(record.granted())
+}
+
+fn used(touched: impl Fn(u32) -> u32) -> u64 {
+    (0..REGIONS).map(|region| u64::from(touched(region))).sum()
+}
+
+/// A page or two in most regions, nothing in the others.
+const fn idle(region: u32) -> u32 {
+    match region % 4 {
+        0 => 0,
+        1 => 2,
+        _ => 1,
+    }
+}
+
+/// A quarter of memory in whole regions, and what an idle guest uses besides.
+const fn busy(region: u32) -> u32 {
+    if region % 4 == 2 { FRAMES_PER_BLOCK } else { idle(region) }
+}
+
+#[test]
+fn an_idle_guest_is_not_overestimated() {
+    for secret in 0..8 {
+        let mut world = filled(true, secret);
+        let estimate = periods(&mut world, 60, idle);
+        // If a large page counted 512 when touched it would be 24,576 pages.
+        assert!(estimate <= used(idle) + HUNDREDTH, "{estimate}, not {} ({secret})", used(idle));
+    }
+}
+
+#[test]
+fn a_busy_guest_is_not_underestimated() {
+    for secret in 0..8 {
+        let mut world = filled(true, secret);
+        let (estimate, right) = (periods(&mut world, 60, busy), used(busy));
+        assert!((right * 9 / 10..right * 13 / 10).contains(&estimate), "{estimate}, not {right}");
+    }
+}
+
+/// The largest of three averages counts, so up goes fast and down slowly.
+#[test]
+fn the_estimate_follows_a_guest_up_and_down() {
+    for secret in 0..8 {
+        let mut world = filled(true, secret);
+        periods(&mut world, 60, idle);
+        let sum: u64 = (0..3).map(|_| periods(&mut world, 1, busy)).sum();
+        assert!(sum / 3 > used(busy) / 3, "{} of {} ({secret})", sum / 3, used(busy));
+        let up = periods(&mut world, 5, busy);
+        assert!(up > used(busy) / 2, "{up} of {} ({secret})", used(busy));
+        let down = periods(&mut world, 60, idle);
+        assert!(down <= used(idle) + HUNDREDTH, "{down}, not {} ({secret})", used(idle));
+    }
+}
+
+#[test]
+fn small_pages_are_counted_exactly() {
+    for touched in [idle, busy] {
+        let mut world = filled(false, 1);
+        let estimate = periods(&mut world, 90, touched);
+        assert!(estimate.abs_diff(used(touched)) <= 2, "{estimate}, not {}", used(touched));
+    }
+}
+
+#[test]
+fn watched_regions_are_few_and_large_again_when_the_period_ends() {
+    let mut world = filled(true, 3);
+    let most = u64::from(REGIONS / APART_PART);
+    let mut seen = std::collections::HashSet::new();
+    for period in 1..=20 {
+        periods(&mut world, 1, idle);
+        let watched = world.server.vm(VM).unwrap().samples.clone();
+        assert_eq!(watched.len() as u64, most);
+        assert_eq!(world.server.counters.demotions[Demotion::Sampling as usize], most * period);
+        // They stay small although their pages are whole, or what is touched in them could not be counted.
+        for tick in 1..=20 {
+            let now = world.server.background.large.now.0 + tick * 100_000_000;
+            world.server.tick(Nanos(now), &mut world.machine);
+        }
+        assert_eq!(u64::from(world.server.vm(VM).unwrap().large), u64::from(REGIONS) - most);
+        seen.extend(watched);
+    }
+    assert!(seen.len() > 45, "{} of {REGIONS} regions were ever watched", seen.len());
+    world.read_all();
+}
+
+#[test]
+fn nothing_is_watched_where_nothing_is_large() {
+    let mut world = filled(false, 3);
+    periods(&mut world, 3, busy);
+    assert_eq!(world.server.vm(VM).unwrap().samples.len(), 0);
+    assert_eq!(world.machine.counters.demoted, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    /// However the used pages lie, the estimate is near them once the guest has done the same for a while. It is the largest of
+    /// three averages of something that varies, so it errs upwards.
+    #[test]
+    fn estimates_are_near_what_is_used(
+        secret in any::<u64>(),
+        density in prop::collection::vec(prop_oneof![Just(0), 1u32..16, 1u32..=512], REGIONS as usize),
+    ) {
+        let touched = |region: u32| density[region as usize];
+        let mut world = filled(true, secret);
+        let (estimate, right) = (periods(&mut world, 60, touched), used(touched));
+        prop_assert!(estimate * 10 > right * 9 && estimate * 10 < right * 14 + 2000,
+            "{} pages, not {}", estimate, right);
+        world.read_all();
+    }
+}
