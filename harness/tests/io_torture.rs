@@ -319,4 +319,10 @@ fn requests_that_follow_on_do_not_get_a_client_more_than_its_reservation() {
     for (got, expected) in rates.into_iter().zip([360.0, 360.0, 180.0, 250.0]) {
         assert!(near(got, expected, 3.0), "{rates:?}");
     }
+    // All that VM4 gets its reservation pays for, the rest of a batch too, and the books say so.
+    let reserved =
+        [0, 3].map(|vm: usize| world.clients[vm].reserved_per_cent(seconds(5), seconds(20)));
+    assert!(reserved[0] == 0.0 && reserved[1] > 97.0, "{reserved:?}");
+    let stats = world.stats(0, 3);
+    assert!(stats.by_weight * 20 < stats.by_reservation, "{stats:?}");
 }

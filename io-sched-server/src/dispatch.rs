@@ -198,16 +198,17 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         };
         let charge = Charge { cost: queued.cost, bytes: queued.bytes };
         self.policy.served(now, choice, charge, next);
+        let phase = if choice.is_near { self.phase_near(choice) } else { choice.phase() };
         self.note_batch(choice, &queued);
-        Pulled::Request(Dispatched { client: choice.client, phase: choice.phase(), queued })
+        Pulled::Request(Dispatched { client: choice.client, phase, queued })
     }
 
     #[inline]
     fn continue_batch(&mut self, now: Nanos) -> Option<Choice> {
-        let batch = self.batch;
-        if batch.left == 0 {
+        if self.batch.left == 0 {
             return None;
         }
+        let batch = self.batch;
         let queue = &self.queues[usize::from(batch.last.client)];
         let is_near = |front: &Queued<T>| front.sector.abs_diff(batch.sector) <= BATCH_SECTORS;
         if !queue.is_held
@@ -236,11 +237,18 @@ impl<P: Scheduler, T: Copy, const N: usize, const Q: usize> Dispatcher<P, T, N, 
         }
     }
 
+    /// Phase of a follow-up: by reservation if that of the client was due or paid ahead; a group's does not count.
+    #[cold]
+    fn phase_near(&self, choice: Choice) -> Phase {
+        let payer = choice.due.or(self.batch.payer);
+        if payer == Some(choice.client) { Phase::Reservation } else { Phase::Weight }
+    }
+
     #[inline]
     fn note_batch(&mut self, choice: Choice, queued: &Queued<T>) {
         let batch = self.batch;
-        let is_next = batch.left > 0 && batch.last.client == choice.client;
-        let left = if is_next { batch.left } else { self.batch_max };
+        // Something is left only if this was a follow-up.
+        let left = if batch.left > 0 { batch.left } else { self.batch_max };
         let sector = queued.sector.wrapping_add(u64::from(queued.bytes / 512));
         self.batch = Batch { last: choice, sector, left: left.saturating_sub(1), ..batch };
     }
