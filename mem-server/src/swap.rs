@@ -1,9 +1,11 @@
 //! The swap partition as a client of the io-sched-server: pages out in clusters, pages in one by one.
 //!
-//! Writes to neighbouring slots are gathered into one request until [`Queue::flush`]; reads go at once. Every page passes
-//! through a data page of the ring, so the device never touches a guest's frame.
+//! Writes to neighbouring slots are gathered into one request until [`Queue::flush`]; reads go at once. A request of several pages that
+//! fails is done again page by page, so that a bad sector costs one slot. Every page passes through a data page of the ring, so the
+//! device never touches a guest's frame.
 
 use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 
 use protocol::ring::{BLK_SLOTS, BlkClient, BlkOperation, BlkStatus, RingError, SECTOR_BYTES};
 
@@ -25,7 +27,17 @@ pub type Cluster = heapless::Vec<u32, CLUSTER>;
 enum Job {
     #[default]
     None,
-    Write(Cluster),
+    /// Pages for the slots from `first` on.
+    Write {
+        first: u32,
+        transfers: Cluster,
+    },
+    /// They were not written together: page `at` of them is on its way alone, those before have been.
+    Singly {
+        first: u32,
+        transfers: Cluster,
+        at: usize,
+    },
     Read {
         transfer: u32,
         frame: Frame,
@@ -125,7 +137,30 @@ impl Queue {
         let length = (open.transfers.len() * FRAME_BYTES) as u32;
         let sector = u64::from(open.first) * SLOT_SECTORS;
         self.client.submit(words, open.ring_slot, BlkOperation::Write, sector, length, (0, 0));
-        self.jobs[usize::from(open.ring_slot)] = Job::Write(open.transfers);
+        self.jobs[usize::from(open.ring_slot)] =
+            Job::Write { first: open.first, transfers: open.transfers };
+        self.is_rung = false;
+    }
+
+    /// Submits page `at` of a cluster again, alone; its bytes go where the request's begin.
+    #[cold]
+    fn submit_singly(
+        &mut self,
+        words: &[AtomicU64],
+        ring_slot: u8,
+        (first, transfers, at): (u32, Cluster, usize),
+    ) {
+        let data = self.client.data_offset(ring_slot) / 8;
+        if at > 0 {
+            for word in data..data + PAGE_WORDS {
+                let Some(from) = words.get(word + at * PAGE_WORDS) else { break };
+                words[word].store(from.load(Relaxed), Relaxed);
+            }
+        }
+        let sector = u64::from(first + at as u32) * SLOT_SECTORS;
+        let length = FRAME_BYTES as u32;
+        self.client.submit(words, ring_slot, BlkOperation::Write, sector, length, (0, 0));
+        self.jobs[usize::from(ring_slot)] = Job::Singly { first, transfers, at };
         self.is_rung = false;
     }
 
@@ -155,49 +190,57 @@ impl Queue {
     pub fn poll(
         &mut self,
         words: &[AtomicU64],
-        store: impl FnOnce(Frame, &[AtomicU64]),
+        mut store: impl FnMut(Frame, &[AtomicU64]),
     ) -> Option<Finished> {
-        let done = self.client.poll(words)?;
-        let ok = done.status == BlkStatus::Ok;
-        let job = core::mem::take(&mut self.jobs[usize::from(done.slot)]);
-        let finished = match job {
-            Job::None => None,
-            Job::Write(transfers) => {
-                self.writes -= 1;
-                Some(Finished::Written { transfers, ok })
-            }
-            Job::Read { transfer, frame } => {
-                let at = self.client.data_offset(done.slot) / 8;
-                match words.get(at..at + PAGE_WORDS).filter(|_| ok) {
-                    Some(page) => {
-                        store(frame, page);
-                        Some(Finished::Read { transfer, frame, ok: true })
-                    }
-                    None => Some(Finished::Read { transfer, frame, ok: false }),
+        loop {
+            let done = self.client.poll(words)?;
+            let ok = done.status == BlkStatus::Ok;
+            let (finished, pages) = match core::mem::take(&mut self.jobs[usize::from(done.slot)]) {
+                Job::None => (None, 1),
+                Job::Write { first, transfers } if !ok && transfers.len() > 1 => {
+                    self.submit_singly(words, done.slot, (first, transfers, 0));
+                    continue;
                 }
+                Job::Write { transfers, .. } => {
+                    self.writes -= 1;
+                    let pages = transfers.len();
+                    (Some(Finished::Written { transfers, ok }), pages)
+                }
+                Job::Singly { first, transfers, at } => {
+                    let pages = transfers.len();
+                    let one = transfers.get(at).copied().into_iter().collect();
+                    let finished = Some(Finished::Written { transfers: one, ok });
+                    if at + 1 < pages {
+                        self.submit_singly(words, done.slot, (first, transfers, at + 1));
+                        return finished;
+                    }
+                    self.writes -= 1;
+                    (finished, pages)
+                }
+                Job::Read { transfer, frame } => {
+                    let at = self.client.data_offset(done.slot) / 8;
+                    let page = words.get(at..at + PAGE_WORDS).filter(|_| ok);
+                    if let Some(page) = page {
+                        store(frame, page);
+                    }
+                    (Some(Finished::Read { transfer, frame, ok: page.is_some() }), 1)
+                }
+            };
+            // Nothing of one VM's stays where another's comes next.
+            let at = self.client.data_offset(done.slot) / 8;
+            for word in words.get(at..at + pages * PAGE_WORDS).unwrap_or(&[]) {
+                word.store(0, Relaxed);
             }
-        };
-        // Nothing of one VM's stays where another's comes next.
-        let (at, pages) = (
-            self.client.data_offset(done.slot) / 8,
-            match &finished {
-                Some(Finished::Written { transfers, .. }) => transfers.len(),
-                _ => 1,
-            },
-        );
-        for word in words.get(at..at + pages * PAGE_WORDS).unwrap_or(&[]) {
-            word.store(0, core::sync::atomic::Ordering::Relaxed);
+            self.client.release(words, done.slot);
+            return finished;
         }
-        self.client.release(words, done.slot);
-        finished
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::Ordering;
-    use protocol::ring::{BLK_RING_BYTES, BlkServer, Phase, format_blk_ring};
+    use protocol::ring::{BLK_CONTROL_BYTES, BLK_RING_BYTES, BlkServer, Phase, format_blk_ring};
 
     fn ring() -> Vec<AtomicU64> {
         let words: Vec<AtomicU64> = (0..BLK_RING_BYTES / 8).map(|_| AtomicU64::new(0)).collect();
@@ -206,7 +249,7 @@ mod tests {
     }
 
     fn fill(tag: u64) -> impl FnOnce(&[AtomicU64]) {
-        move |page| page.iter().for_each(|word| word.store(tag, Ordering::Relaxed))
+        move |page| page.iter().for_each(|word| word.store(tag, Relaxed))
     }
 
     fn nothing(_: Frame, _: &[AtomicU64]) {}
@@ -226,14 +269,54 @@ mod tests {
         assert_eq!((request.sector, request.length), (320, 4096));
         assert_eq!(disk.next(&words), Ok(None));
         disk.complete(&words, second, BlkStatus::Ok, Phase::Weight);
-        disk.complete(&words, first, BlkStatus::DeviceError, Phase::Weight);
+        disk.complete(&words, first, BlkStatus::Ok, Phase::Weight);
         let written = |transfers: &[u32], ok| {
             let transfers = transfers.iter().copied().collect();
             Some(Finished::Written { transfers, ok })
         };
         assert_eq!(queue.poll(&words, nothing), written(&[3], true));
-        assert_eq!(queue.poll(&words, nothing), written(&[0, 1, 2], false));
+        assert_eq!(queue.poll(&words, nothing), written(&[0, 1, 2], true));
         assert_eq!(queue.poll(&words, nothing), None);
+    }
+
+    /// The disk refuses every write to `bad`: the other pages of the cluster are written, each with its own bytes.
+    #[test]
+    fn a_bad_sector_costs_its_page_alone() {
+        let words = ring();
+        let mut disk = BlkServer::attach(&words).unwrap();
+        let mut queue = Queue::attach(&words).unwrap();
+        let bad = 22;
+        for slot in 20..25 {
+            assert!(queue.write(&words, slot + 100, slot, fill(slot.into())));
+        }
+        let (mut requests, mut on_disk, mut results) = (0, Vec::new(), Vec::new());
+        while queue.flush(&words) {
+            while let Some((slot, request)) = disk.next(&words).unwrap() {
+                requests += 1;
+                let first = (request.sector / SLOT_SECTORS) as u32;
+                let pages = request.length / FRAME_BYTES as u32;
+                let ok = !(first..first + pages).contains(&bad);
+                for page in (0..pages).filter(|_| ok) {
+                    let at = request.data_offset() / 8 + page as usize * PAGE_WORDS;
+                    on_disk.push((first + page, words[at].load(Relaxed)));
+                }
+                let status = if ok { BlkStatus::Ok } else { BlkStatus::DeviceError };
+                disk.complete(&words, slot, status, Phase::Weight);
+            }
+            while let Some(Finished::Written { transfers, ok }) = queue.poll(&words, nothing) {
+                results.extend(transfers.into_iter().map(|transfer| (transfer - 100, ok)));
+            }
+        }
+        assert_eq!(results, [20, 21, 22, 23, 24].map(|slot| (slot, slot != bad)));
+        assert_eq!(on_disk, [20, 21, 23, 24].map(|slot| (slot, u64::from(slot))));
+        assert_eq!(requests, 1 + 5);
+        assert!(
+            words[BLK_CONTROL_BYTES / 8..].iter().all(|word| word.load(Relaxed) == 0),
+            "bytes are left"
+        );
+        // What it held is free again.
+        let taken = (0..1000).take_while(|at| queue.write(&words, *at, 2 * at, fill(1))).count();
+        assert!(taken >= 12, "{taken}");
     }
 
     #[test]
@@ -260,15 +343,14 @@ mod tests {
             disk.complete(&words, slot, status, Phase::Weight);
             let mut stored = None;
             let store = |frame, page: &[AtomicU64]| {
-                stored =
-                    Some((frame, page.iter().all(|word| word.load(Ordering::Relaxed) == 0x55)));
+                stored = Some((frame, page.iter().all(|word| word.load(Relaxed) == 0x55)));
             };
             let ok = status == BlkStatus::Ok;
             let finished = queue.poll(&words, store);
             assert_eq!(finished, Some(Finished::Read { transfer, frame: Frame(9), ok }));
             assert_eq!(stored, ok.then_some((Frame(9), true)), "a failed read must not be stored");
             let left = &words[at..at + PAGE_WORDS];
-            assert!(left.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+            assert!(left.iter().all(|word| word.load(Relaxed) == 0));
         }
     }
 

@@ -26,7 +26,7 @@ const FIRST_SECTOR: u64 = 2048;
 const SECTORS_PER_SLOT: u64 = 8;
 /// Slots that are written well and not read: the first to be written, but for the cluster in front of them.
 const UNREADABLE: std::ops::Range<u64> = 16..1040;
-/// One of so many slots is not written, and with it its cluster.
+/// One of so many slots is not written; the others of its cluster are.
 const UNWRITABLE_STEP: usize = 1024;
 /// Counter of pages that were not written or read.
 const FAILED: &str = "memory.swap_errors";
@@ -123,6 +123,11 @@ fn cases(runner: &mut Runner, session: &Session) -> bool {
         eventually(session, "a VM at rest on the disk", |stats| {
             memory(stats, LOST).swapped.0 > UNREADABLE.end && counter(stats, FAILED) > 0
         })?;
+        let seen = stats(session)?;
+        let (failed, written) = (counter(&seen, FAILED), memory(&seen, LOST).swapped.0);
+        if failed > 1 + written / UNWRITABLE_STEP as u64 {
+            return Err(format!("{failed} writes failed, {written} pages are on the disk"));
+        }
         same("pages of the other on the disk", memory(&stats(session)?, KEPT).swapped, Pages(0))?;
         kept.expect(CHECK)?;
         same("VMs stopped", stops(session), vec![])
