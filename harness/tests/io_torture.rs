@@ -85,6 +85,38 @@ fn torture_12_a_limit_holds_over_several_servers() {
 }
 
 #[test]
+fn torture_12_a_limit_in_bytes_holds_over_several_servers_too() {
+    let limited = Controls { limit_bytes: 4 << 20, ..controls(0, 0, 1000) };
+    let client = |index, controls| {
+        let pattern = Pattern::random_reads(if index == 0 { 8 << 10 } else { 4096 });
+        Client::new(index, controls, Load::ClosedPerNode(32), pattern, &[0, 1, 2])
+    };
+    let clients = vec![client(0, limited), client(1, controls(0, 0, 1000))];
+    let mut world = World::new(vec![array(1000), array(1000), array(1000)], clients);
+    world.run_until(seconds(10));
+    let rate = world.clients[0].rate(seconds(2), seconds(10)) * 8192.0;
+    assert!(near(rate, f64::from(4 << 20), 3.0), "{rate}");
+    world.clients[0].pattern = Pattern::random_reads(16 << 10);
+    world.run_until(seconds(20));
+    let rate = world.clients[0].rate(seconds(12), seconds(20)) * 16384.0;
+    assert!(near(rate, f64::from(4 << 20), 3.0), "{rate}");
+}
+
+#[test]
+fn torture_12_a_reservation_in_bytes_counts_what_other_servers_did() {
+    let reserved = Controls { reservation_bytes: 6 << 20, ..controls(0, 0, 1) };
+    let client = |index, controls, kib: u32| {
+        let pattern = Pattern::random_reads(kib << 10);
+        Client::new(index, controls, Load::ClosedPerNode(32), pattern, &[0, 1, 2])
+    };
+    let clients = vec![client(0, reserved, 8), client(1, controls(0, 0, 1000), 8)];
+    let mut world = World::new(vec![array(1000), array(1000), array(1000)], clients);
+    world.run_until(seconds(20));
+    let rate = world.clients[0].rate(seconds(2), seconds(20)) * 8192.0;
+    assert!(near(rate, f64::from(6 << 20), 3.0), "{rate}");
+}
+
+#[test]
 fn torture_13_requests_that_count_more_than_one_keep_their_reservation() {
     // Weight-phase service first, then company: what was served by weight must not be charged to the reservation.
     let node = || {

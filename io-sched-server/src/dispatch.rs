@@ -29,12 +29,14 @@ pub struct Queued<T> {
     /// What it counts.
     pub cost: Cost,
     /// dmClock: completed elsewhere, and of those by reservation.
-    pub elsewhere: (u32, u32),
+    pub elsewhere: (u16, u16),
 }
 
 impl<T> Queued<T> {
+    #[inline(always)]
     const fn head(&self) -> Head {
-        Head { arrival: self.arrival, delta: self.elsewhere.0, rho: self.elsewhere.1 }
+        let (delta, rho) = self.elsewhere;
+        Head { arrival: self.arrival, delta, rho, bytes: self.bytes }
     }
 }
 

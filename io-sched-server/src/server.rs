@@ -282,6 +282,11 @@ impl Capacity {
     }
 }
 
+/// A report of dmClock as it counts: a client's word, and more than a queue's worth is none.
+fn reported(count: u32) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
+}
+
 const fn group_node(group: u8) -> NodeId {
     MAX_CLIENTS as NodeId + group as NodeId
 }
@@ -499,7 +504,7 @@ impl<M: Memory> Server<M> {
             sector: session.first + sector,
             bytes: request.length,
             cost: if is_flush { Cost::ONE } else { self.model.cost(access) },
-            elsewhere: (request.delta, request.rho),
+            elsewhere: (reported(request.delta), reported(request.rho)),
         };
         let client = index as NodeId;
         if is_flush && session.in_device > 0 {

@@ -40,7 +40,7 @@ pub const ANTICIPATION_MAX: Nanos = Nanos(10_000_000);
 /// Gaps seen before a client's think time is believed.
 const ANTICIPATION_SAMPLES: u8 = 4;
 /// Most service at other servers that one request can report.
-pub const ELSEWHERE_MAX: u32 = 4096;
+pub const ELSEWHERE_MAX: u16 = 4096;
 /// Most idle credit, in requests (paper, section 3.2).
 const BURST_MAX: u16 = 256;
 
@@ -220,14 +220,18 @@ impl Node {
             // charged ahead.
             let add = (Tag::from(self.per.reservation) * Tag::from(cost)) >> 16;
             self.reservation = self.reservation.min(clock) + add;
-            let add = Tag::from(self.per.reservation_bytes) * Tag::from(bytes);
-            self.reservation_bytes = self.reservation_bytes.min(clock) + add;
+            if self.per.reservation_bytes != 0 {
+                let add = Tag::from(self.per.reservation_bytes) * Tag::from(bytes);
+                self.reservation_bytes = self.reservation_bytes.min(clock) + add;
+            }
         }
         if self.per.limit | self.per.limit_bytes != 0 {
             let slack = tag(Nanos(now.0.saturating_sub(LIMIT_SLACK.0)));
             self.limit = self.limit.max(slack) + Tag::from(self.per.limit);
-            let add = Tag::from(self.per.limit_bytes) * Tag::from(bytes);
-            self.limit_bytes = self.limit_bytes.max(slack) + add;
+            if self.per.limit_bytes != 0 {
+                let add = Tag::from(self.per.limit_bytes) * Tag::from(bytes);
+                self.limit_bytes = self.limit_bytes.max(slack) + add;
+            }
         }
         let step = share_step(self.per.share, cost);
         if by == By::Share && self.share >= *virtual_time {
@@ -242,6 +246,7 @@ impl Node {
     }
 
     /// dmClock: what other servers did for the client since its last request here counts like service here.
+    #[cold]
     fn count_elsewhere(&mut self, now: Nanos, head: Head, virtual_time: Tag) {
         // A client's word: it can only hurt itself, and no more than so far.
         let delta = head.delta.min(ELSEWHERE_MAX);
@@ -251,6 +256,13 @@ impl Node {
         self.reservation = (self.reservation + reservation).min(most);
         let limit = Tag::from(self.per.limit) * Tag::from(delta);
         self.limit = (self.limit + limit).min(most);
+        // How long the others' requests were is not reported: as long as this one, which is right in the mean for a client
+        // whose requests to all servers are alike.
+        let bytes = Tag::from(head.bytes);
+        let reservation = Tag::from(self.per.reservation_bytes) * Tag::from(rho) * bytes;
+        self.reservation_bytes = (self.reservation_bytes + reservation).min(most);
+        let limit = Tag::from(self.per.limit_bytes) * Tag::from(delta) * bytes;
+        self.limit_bytes = (self.limit_bytes + limit).min(most);
         let most = virtual_time + share_step(self.per.share, u64::from(2 * ELSEWHERE_MAX) << 16);
         let step = share_step(self.per.share, u64::from(delta) << 16);
         self.share = (self.share + step).min(most);
@@ -544,6 +556,7 @@ impl<const N: usize, const G: usize> MClock<N, G> {
     }
 
     /// Counts what other servers did for a client whose queue was empty, up to the top.
+    #[cold]
     fn count_elsewhere(&mut self, now: Nanos, client: NodeId, head: Head) {
         let mut id = Some(client);
         while let Some(at) = id {

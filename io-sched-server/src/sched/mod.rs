@@ -30,10 +30,12 @@ pub type NodeId = u16;
 pub struct Head {
     /// When it arrived.
     pub arrival: Nanos,
-    /// dmClock: requests of the client completed elsewhere since its last one here.
-    pub delta: u32,
+    /// dmClock: requests of the client completed elsewhere since its last one here, as far as that counts.
+    pub delta: u16,
     /// dmClock: those of `delta` that were served by reservation.
-    pub rho: u32,
+    pub rho: u16,
+    /// Its length in bytes.
+    pub bytes: u32,
 }
 
 /// A request that goes to the device: what its client is charged.

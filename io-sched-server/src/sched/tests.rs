@@ -48,7 +48,7 @@ impl Ours {
 }
 
 fn head(arrival: Nanos) -> Head {
-    Head { arrival, delta: 0, rho: 0 }
+    Head { arrival, delta: 0, rho: 0, bytes: 4096 }
 }
 
 impl Subject for Ours {
