@@ -22,7 +22,7 @@ const LONG: [(&str, &str); 18] = [
     ("kernel/src/object/thread.rs", "decode_tcb"),
     ("kernel/src/syscall/invoke.rs", "invoke"),
     ("mem-server/src/edge/boot.rs", "start"),
-    ("mem-server/src/server.rs", "fault_in_slow"),
+    ("mem-server/src/faults.rs", "fault_in_slow"),
     ("root-task/src/edge/servers.rs", "make_vmm"),
     ("vmm-server/src/emulate/decode.rs", "one_byte"),
     ("vmm-server/src/emulate/execute.rs", "execute"),

@@ -9,12 +9,16 @@ pub mod admission;
 pub mod background;
 mod compact;
 pub mod decisions;
+mod faults;
+mod figures;
 pub mod hash;
 pub mod large;
 pub mod ledger;
+mod lifecycle;
 pub mod mechanism;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
+mod orders;
 pub mod page;
 pub mod policy;
 pub mod random;

@@ -8,7 +8,11 @@ use crate::model::{Content, INCOMPRESSIBLE, Machine};
 use crate::reclaim::Reclaimed;
 use crate::sharing::Scanned;
 use proptest::prelude::*;
-use protocol::mem::Sharing;
+use protocol::mem::{
+    Controls, GfnRange, MemError, MemReply, MemRequest, Refusal, Sharing, VmMemory, access,
+    release_reason,
+};
+use protocol::units::{Gfn, Pages};
 
 /// A server with all its memory, a model machine, and what each guest wrote.
 pub(crate) struct World<'a> {
