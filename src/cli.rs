@@ -10,7 +10,7 @@ use crate::{Error, bench, client, console, doctor, reproduce, suite};
 use clap::{Args, Parser, Subcommand};
 use protocol::link::{Request, ServerId, VmState};
 use protocol::system::{IoPolicy, Name};
-use protocol::units::VmId;
+use protocol::units::{DiskId, VmId};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -346,10 +346,12 @@ fn explain(vm: &str, json: bool) -> Result<(), Error> {
     let id = client::find_vm(&client, vm)?;
     let mut lines = client.ask(Request::Explain(id))?;
     let disks = client.ask(Request::Disks)?;
-    let is_its = |line: &Line| matches!(line, Line::DiskClient(c) if c.vm == Some(id));
-    let disk = disks.iter().find(|line| matches!(line, Line::Disk { .. })).cloned();
+    let is_its = |line: &Line| match line {
+        Line::DiskClient(client) => client.vm == Some(id),
+        Line::Disk { .. } => true,
+        _ => false,
+    };
     lines.extend(disks.into_iter().filter(is_its));
-    lines.extend(disk);
     show(json, &lines, |lines| {
         format!("{}\n{}", report::terms(lines).text(), report::disk::explain(lines))
     })
@@ -361,7 +363,7 @@ fn make_image(system: &Path, fresh: bool, iso: Option<&Path>) -> Result<(), Erro
     let built = image::build(&config, if fresh { Disk::Fresh } else { Disk::Keep })?;
     println!("kernel  {}", built.kernel.display());
     println!("module  {}", built.module.display());
-    if let Some(disk) = &built.disk {
+    for disk in &built.disks {
         println!("disk    {}", disk.display());
     }
     iso.map_or(Ok(()), |iso| image::write_iso(&built, iso))
@@ -387,8 +389,14 @@ fn show(json: bool, lines: &[Line], text: impl Fn(&[Line]) -> String) -> Result<
 fn server_id(asked: &impl Ask, name: &str) -> Result<ServerId, Error> {
     match name {
         "mem" | "mem-server" => Ok(ServerId::Mem),
-        "io" | "io-sched-server" => Ok(ServerId::Io),
-        vm => Ok(ServerId::Vmm(client::find_vm(asked, vm)?)),
+        "io" | "io-sched-server" => Ok(ServerId::Io(DiskId(0))),
+        name => {
+            let number = name.strip_prefix("io.").or(name.strip_prefix("io-sched-server."));
+            match number.and_then(|number| number.parse().ok()) {
+                Some(disk) => Ok(ServerId::Io(DiskId(disk))),
+                None => Ok(ServerId::Vmm(client::find_vm(asked, name)?)),
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::error::Error;
 use protocol::system::{self, IoControl, IoPolicy, Name, Sharing, System, SystemError, VmRule};
-use protocol::units::{Nanos, PAGE_SIZE, Pages};
+use protocol::units::{DiskId, MACHINE_DISKS_MAX, Nanos, PAGE_SIZE, Pages};
 use serde::Deserialize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -70,6 +70,10 @@ pub struct DiskPlan {
     pub image: DiskImage,
     /// Host name written into a Debian image.
     pub hostname: String,
+    /// The disk of the machine that has its first part.
+    pub on: DiskId,
+    /// Its parts, each on the next disk.
+    pub parts: u8,
 }
 
 /// A checked description with everything needed to build and boot it.
@@ -79,7 +83,7 @@ pub struct Config {
     pub system: System,
     /// What the boot archive holds beside it.
     pub artefacts: Vec<Artefact>,
-    /// The machine's disk.
+    /// The partitions of the machine's disks.
     pub disks: Vec<DiskPlan>,
 }
 
@@ -215,6 +219,8 @@ impl Reader<'_> {
                     size: size.bytes(),
                     image: DiskImage::Empty,
                     hostname: String::new(),
+                    on: protocol::slots::SWAP_DISK,
+                    parts: 1,
                 });
                 Name::try_from("swap").ok().map(|partition| system::Swap { partition, size })
             }
@@ -234,6 +240,7 @@ impl Reader<'_> {
             groups,
             vms,
             disk_model: host.disk_model.as_ref().map(|model| self.disk_model(model)).transpose()?,
+            disks: host.disks.as_ref().map_or(1, |disks| *disks.get_ref()),
         };
         system.check().map_err(|error| self.system_error(&error, &table.vm, &host))?;
         Ok(Config { system, artefacts: build.artefacts, disks: build.disks })
@@ -411,15 +418,22 @@ impl Reader<'_> {
             let cure = format!("use at least \"{}M\"", builder::guest::ROOT_MIB);
             return Err(self.error(span, "Debian's root file system does not fit", &cure));
         }
-        if !build.disks.iter().any(|plan| plan.label == label.as_str()) {
-            let hostname = vm_name.clone();
-            build.disks.push(DiskPlan { label: label.to_string(), size, image, hostname });
+        let on = DiskId(disk.on.as_ref().map_or(0, |on| *on.get_ref()));
+        let parts = disk.stripe.as_ref().map_or(1, |stripe| *stripe.get_ref());
+        match build.disks.iter().find(|plan| plan.label == label.as_str()) {
+            Some(plan) if (plan.on, plan.parts) != (on, parts) => {
+                let span = disk.partition.as_ref().map_or(vm.name.span(), Spanned::span);
+                let what = "a partition of this name is on other disks of the machine";
+                return Err(self.error(span, what, "write the same `on` and `stripe` for both"));
+            }
+            Some(_) => {}
+            None => {
+                let (label, hostname) = (label.to_string(), vm_name.clone());
+                build.disks.push(DiskPlan { label, size, image, hostname, on, parts });
+            }
         }
-        Ok(system::Disk {
-            partition: label,
-            read_only: disk.readonly,
-            io: self.io(disk.io.as_ref())?,
-        })
+        let (read_only, io) = (disk.readonly, self.io(disk.io.as_ref())?);
+        Ok(system::Disk { partition: label, read_only, io, on, parts })
     }
 
     fn io(&self, io: Option<&Spanned<Io>>) -> Result<IoControl, Error> {
@@ -494,6 +508,11 @@ impl Reader<'_> {
                 "a number of the modelled disk is out of range",
                 "rates and bandwidth are at least 1, channels 1 to 32, `from` rises",
             ),
+            SystemError::Disks => self.error(
+                host.disks.as_ref().map_or(0..0, Spanned::span),
+                "a machine has 1 to 4 disks",
+                "write a number from 1 to 4",
+            ),
             SystemError::Malformed => self.error(0..0, "this cannot be encoded", "report a bug"),
         }
     }
@@ -540,6 +559,15 @@ impl Reader<'_> {
                 "no such group",
                 "add a table for the group",
             ),
+            VmRule::Place => {
+                let places = vm.disk.iter().flat_map(|disk| [&disk.on, &disk.stripe]);
+                let span = places.flatten().map(Spanned::span).next();
+                (
+                    or_name(span),
+                    "a disk of this VM is on a disk that the machine does not have",
+                    "`on` counts from 0, `on` plus `stripe` (at least 1) is at most host.disks",
+                )
+            }
             // Found where the table was read.
             VmRule::IoReservation | VmRule::IoBurst => {
                 let (what, cure) = io_rule(rule);
@@ -614,7 +642,8 @@ pub fn load_vm(path: &Path) -> Result<system::Vm, Error> {
     })?;
     let mut build = Build { artefacts: Vec::new(), disks: Vec::new() };
     let vm = reader.vm(&table.vm, &[], &mut build)?;
-    vm.check(0).map_err(|rule| reader.rule_error(&table.vm, rule))?;
+    // How many disks the machine has, the running system knows.
+    vm.check(0, MACHINE_DISKS_MAX as u8).map_err(|rule| reader.rule_error(&table.vm, rule))?;
     Ok(vm)
 }
 

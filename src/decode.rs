@@ -31,7 +31,7 @@ const fn package(server: ServerId) -> &'static str {
     match server {
         ServerId::Root => "root-task",
         ServerId::Mem => "mem-server",
-        ServerId::Io => "io-sched-server",
+        ServerId::Io(_) => "io-sched-server",
         ServerId::Vmm(_) => "vmm-server",
     }
 }

@@ -6,6 +6,7 @@ use builder::cache::Cache;
 use builder::disk::{Content, Partition};
 use builder::{boot_module, disk, elf, guest, iso};
 use protocol::archive::Kind;
+use protocol::stripe::Stripes;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,8 +17,8 @@ pub struct Image {
     pub kernel: PathBuf,
     /// Boot module 0.
     pub module: PathBuf,
-    /// The machine's disk, if any VM has one.
-    pub disk: Option<PathBuf>,
+    /// The machine's disks, if any VM has one.
+    pub disks: Vec<PathBuf>,
     /// RAM of the machine in MiB.
     pub memory_mib: u64,
 }
@@ -94,26 +95,40 @@ pub fn build(config: &Config, disk: Disk) -> Result<Image, Error> {
     let module = folder.join("root-task.elf");
     boot_module::build(Path::new(PROGRAMS), &system, artefacts, &module)?;
     let kernel = kernel(&folder)?;
-    let disk = make_disk(config, &guests, &folder, disk)?;
+    let disks = make_disks(config, &guests, &folder, disk)?;
     let elapsed = started.elapsed();
     if elapsed.as_secs() >= 3 {
         eprintln!("ballast: image ready after {:.1} s", elapsed.as_secs_f64());
     }
     let memory_mib = config.system.machine_memory.bytes() >> 20;
-    Ok(Image { kernel, module, disk, memory_mib })
+    Ok(Image { kernel, module, disks, memory_mib })
 }
 
+fn make_disks(
+    config: &Config,
+    guests: &Cache,
+    folder: &Path,
+    wanted: Disk,
+) -> Result<Vec<PathBuf>, Error> {
+    if config.disks.is_empty() {
+        return Ok(Vec::new());
+    }
+    (0..config.system.disks).map(|disk| make_disk(config, guests, folder, wanted, disk)).collect()
+}
+
+/// Makes disk `number` of the machine.
 fn make_disk(
     config: &Config,
     guests: &Cache,
     folder: &Path,
     wanted: Disk,
-) -> Result<Option<PathBuf>, Error> {
-    if config.disks.is_empty() {
-        return Ok(None);
-    }
+    number: u8,
+) -> Result<PathBuf, Error> {
     let mut partitions = Vec::new();
     for plan in &config.disks {
+        let stripes = Stripes::new(plan.parts).unwrap_or(Stripes::ONE);
+        let part = number.checked_sub(plan.on.0).filter(|part| *part < stripes.parts());
+        let Some(part) = part else { continue };
         let content = match &plan.image {
             DiskImage::Empty => Content::Empty,
             DiskImage::File(path) => Content::Raw(path.clone()),
@@ -123,23 +138,25 @@ fn make_disk(
                 hostname: plan.hostname.clone(),
             },
         };
-        partitions.push(Partition { label: plan.label.clone(), size: plan.size, content });
+        let (label, size) = (plan.label.clone(), plan.size);
+        partitions.push(Partition { label, size, content, stripes, part });
     }
     let cache = Cache::open(folder)?;
     let stamp = |name| std::fs::read_to_string(guests.path(name)).unwrap_or_default();
     let (root, fio) = (stamp("root.ext4.stamp"), stamp("fio.ext4.stamp"));
     let mut inputs = format!("{partitions:?} {root} {fio}");
+    let name = if number == 0 { "disk.img".to_owned() } else { format!("disk{number}.img") };
     if wanted == Disk::Fresh {
-        let stamp = cache.path("disk.img.stamp");
+        let stamp = cache.path(&format!("{name}.stamp"));
         let _ = std::fs::remove_file(stamp);
         inputs.push(' ');
     }
     let inputs = inputs.trim_end().to_owned();
-    let path = cache.get("disk.img", &inputs, |path| {
-        progress("making the disk image");
+    let path = cache.get(&name, &inputs, |path| {
+        progress(&format!("making the image {name}"));
         disk::build(&partitions, path)
     })?;
-    Ok(Some(path))
+    Ok(path)
 }
 
 /// Prepares any root-task ELF to be booted alone.
@@ -153,7 +170,12 @@ pub fn foreign(root_task: &Path, memory_mib: u64) -> Result<Image, Error> {
     elf::pack(&file, None).map_err(|why| input(why.message()))?;
     let folder = state_folder().join("systems").join("root-task");
     std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
-    Ok(Image { kernel: kernel(&folder)?, module: root_task.to_path_buf(), disk: None, memory_mib })
+    Ok(Image {
+        kernel: kernel(&folder)?,
+        module: root_task.to_path_buf(),
+        disks: Vec::new(),
+        memory_mib,
+    })
 }
 
 /// Writes a bootable ISO of `image` to `output`.

@@ -95,9 +95,9 @@ pub struct Options {
     pub boot: Boot,
     /// Fate of writes.
     pub writes: Writes,
-    /// Requests per second QEMU lets the disk do, if throttled.
+    /// Requests per second QEMU lets each disk do, if throttled.
     pub disk_iops: Option<u32>,
-    /// Rules by which the disk fails: a file for QEMU's `blkdebug` driver. Not together with [`Writes::Discard`].
+    /// Rules by which the first disk fails: a file for QEMU's `blkdebug` driver. Not together with [`Writes::Discard`].
     pub disk_faults: Option<PathBuf>,
     /// Kernel arguments.
     pub arguments: String,
@@ -213,26 +213,31 @@ impl Machine {
             let variables = format!("if=pflash,format=raw,file={}", variables.display());
             add(&["-drive", code, "-drive", &variables]);
         }
-        if let Some(disk) = &image.disk {
-            let drive = Self::drive(disk, options);
-            add(&["-drive", &drive, "-device", "virtio-blk-pci,drive=disk,disable-legacy=on"]);
+        for (number, disk) in image.disks.iter().enumerate() {
+            let drive = Self::drive(number, disk, options);
+            let device = format!("virtio-blk-pci,drive=disk{number},disable-legacy=on");
+            add(&["-drive", &drive, "-device", &device]);
         }
         command
     }
 
-    /// QEMU's words for the disk.
-    fn drive(disk: &Path, options: &Options) -> String {
+    /// QEMU's words for disk `number`; only the first one fails by the rules.
+    fn drive(number: usize, disk: &Path, options: &Options) -> String {
         let snapshot = if options.writes == Writes::Discard { ",snapshot=on" } else { "" };
         let limit = options.disk_iops.map(|iops| format!(",throttling.iops-total={iops}"));
         let disk = disk.display();
-        let file = match &options.disk_faults {
+        let faults = options.disk_faults.as_ref().filter(|_| number == 0);
+        let file = match faults {
             None => format!("format=raw,file={disk}"),
             Some(rules) => format!(
                 "driver=raw,file.driver=blkdebug,file.config={},file.image.driver=file,file.image.filename={disk}",
                 rules.display()
             ),
         };
-        format!("if=none,id=disk,cache=writeback,{file}{snapshot}{}", limit.unwrap_or_default())
+        format!(
+            "if=none,id=disk{number},cache=writeback,{file}{snapshot}{}",
+            limit.unwrap_or_default()
+        )
     }
 
     /// The management link; can be taken once.

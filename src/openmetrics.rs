@@ -3,11 +3,15 @@
 //! Format: the OpenMetrics 1.0 specification. One family of samples after the other, base units in the names, `_total` on
 //! counters, `# EOF` at the end; a test checks the text against the grammar.
 
-use crate::report::{Stats, disk::policy_name, state_name};
+use crate::report::{
+    Stats,
+    disk::{disk_name, policy_name},
+    state_name,
+};
 use crate::session::{DiskClient, server_name};
-use protocol::io::LATENCY_BOUNDS;
+use protocol::io::{DiskStats, LATENCY_BOUNDS};
 use protocol::link::{EXIT_KINDS, Unit, VmState, VmStats};
-use protocol::units::Nanos;
+use protocol::units::{DiskId, Nanos};
 use std::fmt::Write;
 
 #[cfg(test)]
@@ -173,11 +177,7 @@ fn clients(stats: &Stats) -> Vec<(&DiskClient, String, String)> {
     let names = stats.disk_clients.iter().map(|client| {
         let vm = client.vm.and_then(|id| stats.vms.iter().find(|(vm, ..)| *vm == id));
         let vm = vm.map_or(String::new(), |(_, name, ..)| name.clone());
-        let disk = if client.vm.is_some() {
-            format!("disk{}", client.disk)
-        } else {
-            client.partition.clone()
-        };
+        let disk = if client.vm.is_some() { disk_name(client) } else { client.partition.clone() };
         (client, vm, disk)
     });
     names.collect()
@@ -278,22 +278,32 @@ fn disk_claims(page: &mut Page, stats: &Stats) {
             page.sample(&[("vm", vm), ("disk", disk)], part(client));
         }
     }
-    let Some(disk) = &stats.disk else { return };
-    page.family("io_policy", Kind::Info, "The scheduler's policy.");
-    page.sample(&[("policy", policy_name(disk.policy))], 1);
-    let parts = [
-        ("io_depth_requests", "Requests the device may have at once.", disk.depth),
-        ("io_capacity_rate", "Requests per second it gives; 0 if not known.", disk.capacity),
-        ("io_reserved_rate", "Requests per second promised.", disk.reserved),
-    ];
-    for (name, help, value) in parts {
-        page.family(name, Kind::Gauge, help);
-        page.sample(&[], value);
+    if stats.disks.is_empty() {
+        return;
     }
-    if disk.is_modelled {
+    let number = |disk: DiskId| disk.0.to_string();
+    page.family("io_policy", Kind::Info, "The schedulers' policy.");
+    for (disk, stats) in &stats.disks {
+        page.sample(&[("on", &number(*disk)), ("policy", policy_name(stats.policy))], 1);
+    }
+    type Figure = fn(&DiskStats) -> u32;
+    let parts: [(&str, &str, Figure); 3] = [
+        ("io_depth_requests", "Requests the device may have at once.", |disk| disk.depth),
+        ("io_capacity_rate", "Requests per second it gives; 0 if not known.", |disk| disk.capacity),
+        ("io_reserved_rate", "Requests per second promised.", |disk| disk.reserved),
+    ];
+    for (name, help, figure) in parts {
+        page.family(name, Kind::Gauge, help);
+        for (disk, stats) in &stats.disks {
+            page.sample(&[("on", &number(*disk))], figure(stats));
+        }
+    }
+    if stats.disks.iter().any(|(_, disk)| disk.is_modelled) {
         let help = "Requests answered later than the modelled disk wanted.";
         page.family("io_later_than_model_requests", Kind::Counter, help);
-        page.sample(&[], disk.late);
+        for (disk, stats) in &stats.disks {
+            page.sample(&[("on", &number(*disk))], stats.late);
+        }
     }
 }
 

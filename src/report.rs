@@ -7,7 +7,7 @@ use protocol::link::{
     EXIT_KINDS, Event, MachineStats, ServerId, StopReason, Unit, VmState, VmStats,
 };
 use protocol::mem::PressureState;
-use protocol::units::{Nanos, Pages, VmId};
+use protocol::units::{DiskId, Nanos, Pages, VmId};
 use serde_json::{Map, Value, json};
 
 /// A plain table: columns as wide as their widest cell, numbers to the right.
@@ -162,8 +162,8 @@ pub struct Stats {
     pub terms: Vec<Term>,
     /// Clients of the disk.
     pub disk_clients: Vec<DiskClient>,
-    /// The disk.
-    pub disk: Option<protocol::io::DiskStats>,
+    /// Disks of the machine, in order.
+    pub disks: Vec<(DiskId, protocol::io::DiskStats)>,
 }
 
 impl Stats {
@@ -190,11 +190,16 @@ impl Stats {
                     stats.terms.push(Term { server, vm, name: name.clone(), value, unit });
                 }
                 Line::DiskClient(client) => stats.disk_clients.push(client.clone()),
-                Line::Disk { stats: disk } => stats.disk = Some(*disk),
+                Line::Disk { disk, stats: figures } => stats.disks.push((*disk, *figures)),
                 Line::Cap { .. } => {}
             }
         }
         stats
+    }
+
+    /// Figures of the machine's first disk, if its server answered.
+    pub fn disk(&self) -> Option<&protocol::io::DiskStats> {
+        self.disks.first().map(|(_, stats)| stats)
     }
 
     fn vm_name(&self, id: VmId) -> Option<&str> {

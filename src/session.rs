@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use protocol::link::{
     self, Deframer, Event, FRAME_MAX, Refusal, Request, Row, ServerId, ToHost, ToTarget,
 };
-use protocol::units::{Nanos, Pages, VmId};
+use protocol::units::{DiskId, Nanos, Pages, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
@@ -96,8 +96,10 @@ pub enum Line {
     },
     /// A client of the disk.
     DiskClient(DiskClient),
-    /// The disk itself.
+    /// A disk of the machine.
     Disk {
+        /// Which.
+        disk: DiskId,
         /// Its figures.
         stats: protocol::io::DiskStats,
     },
@@ -116,6 +118,10 @@ pub struct DiskClient {
     pub control: protocol::system::IoControl,
     /// Its figures.
     pub stats: protocol::io::ClientStats,
+    /// Which part of the virtual disk, and of how many.
+    pub part: (u8, u8),
+    /// The disk of the machine that has it.
+    pub on: DiskId,
 }
 
 impl From<Row<'_>> for Line {
@@ -135,11 +141,11 @@ impl From<Row<'_>> for Line {
             Row::Term { server, vm, name, value, unit } => {
                 Self::Term { server, vm, name: name.to_owned(), value, unit }
             }
-            Row::DiskClient { vm, disk, partition, control, stats } => {
+            Row::DiskClient { vm, disk, partition, control, stats, part, on } => {
                 let partition = partition.to_owned();
-                Self::DiskClient(DiskClient { vm, disk, partition, control, stats })
+                Self::DiskClient(DiskClient { vm, disk, partition, control, stats, part, on })
             }
-            Row::Disk(stats) => Self::Disk { stats },
+            Row::Disk { disk, stats } => Self::Disk { disk, stats },
         }
     }
 }
@@ -203,6 +209,11 @@ pub fn refusal_text(refusal: Refusal) -> String {
             "the group's limit stands in the way: {asked} requests/s reserved, {free} possible \
              under the limit; ask for less or raise the limit (`ballast group set`)"
         ),
+        Refusal::DiskClients => format!(
+            "all virtual disks that run have {} parts, and there can be no more; stop a VM, or give \
+             some fewer disks or stripes",
+            protocol::slots::SWAP_CLIENT
+        ),
     }
 }
 
@@ -211,7 +222,8 @@ pub fn server_name(server: ServerId) -> String {
     match server {
         ServerId::Root => "root-task".to_owned(),
         ServerId::Mem => "mem-server".to_owned(),
-        ServerId::Io => "io-sched-server".to_owned(),
+        ServerId::Io(DiskId(0)) => "io-sched-server".to_owned(),
+        ServerId::Io(disk) => format!("io-sched-server.{}", disk.0),
         ServerId::Vmm(vm) => format!("vmm-server.{}", vm.0),
     }
 }

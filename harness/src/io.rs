@@ -11,10 +11,10 @@ use std::{
 
 use io_sched_server::{
     device::{BlockDevice, Buffer, DeviceRequest, DeviceStatus, TAGS},
-    dmclock::{Rule, Tracker},
     server::{Actions, Config, Event, Memory, SCRATCH_BYTES, Server},
 };
 use protocol::{
+    dmclock::{Rule, Tracker},
     interface::{Interface, PAYLOAD_MAX, encode},
     io::{ClientStats, Controls, Io, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel, ROOT_BADGE},
     ring::{
@@ -690,6 +690,7 @@ impl World {
             is_read_only: false,
             group,
             controls: client.controls,
+            servers: client.lanes.len() as u8,
             ring_paddr: 0,
         };
         node.message(self.now, ROOT_BADGE, &request)

@@ -51,6 +51,7 @@ fn attach(index: u16) -> IoRequest {
         is_read_only: false,
         group: None,
         controls: Controls::default(),
+        servers: 1,
         ring_paddr: 0,
     }
 }
@@ -120,6 +121,7 @@ fn a_read_only_disk_takes_no_writes() {
         is_read_only: true,
         group: None,
         controls: Controls::default(),
+        servers: 1,
         ring_paddr: 0,
     };
     // Attached by the world as usual, then anew as read-only.
@@ -291,6 +293,31 @@ fn reservations_are_admitted_and_impossible_controls_refused() {
     // The limit of 50 of the group above is looked at before the disk's capacity.
     let refused = IoError::GroupLimit { asked: 60, free: 50 };
     assert_eq!(ask(&mut world, &inside), IoReply::Error(refused));
+    if let IoRequest::Attach { servers, .. } = &mut inside {
+        *servers = 0;
+    }
+    assert_eq!(ask(&mut world, &inside), IoReply::Error(IoError::BadClient));
+}
+
+#[test]
+fn a_reservation_on_several_servers_counts_in_parts() {
+    let config = || Config { capacity: Some(1000), ..Config::DEFAULT };
+    let node = || Node::new(config(), device(1000));
+    let controls = Controls { reservation: 1301, ..Controls::default() };
+    let pattern = Pattern::random_reads(4096);
+    let striped = Client::new(0, controls, Load::Closed(4), pattern, &[0, 1]);
+    let mut world = World::new(vec![node(), node()], vec![striped]);
+    match ask(&mut world, &IoRequest::DiskStats) {
+        IoReply::DiskStats(stats) => assert_eq!(stats.reserved, 651),
+        other => panic!("{other:?}"),
+    }
+    let set = |reservation| IoRequest::SetControls {
+        index: 0,
+        controls: Controls { reservation, ..controls },
+    };
+    assert_eq!(ask(&mut world, &set(2000)), IoReply::Done);
+    let refused = IoError::Overcommitted { asked: 1, free: 0 };
+    assert_eq!(ask(&mut world, &set(2001)), IoReply::Error(refused));
 }
 
 #[test]

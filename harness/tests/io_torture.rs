@@ -5,11 +5,11 @@
 use harness::io::{Client, Load, Node, Pattern, World};
 use io_sched_server::{
     cost::CostRule,
-    dmclock::Rule,
     model::{Array, Bucket, Curve, Fifo, Positioning},
     server::Config,
 };
 use protocol::{
+    dmclock::Rule,
     io::{Controls, IoReply, IoRequest, ROOT_BADGE},
     units::Nanos,
 };

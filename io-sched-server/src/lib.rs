@@ -9,7 +9,6 @@ pub mod delay;
 pub mod depth;
 pub mod device;
 pub mod dispatch;
-pub mod dmclock;
 pub mod gpt;
 pub mod heap;
 pub mod histogram;

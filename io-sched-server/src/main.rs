@@ -305,6 +305,7 @@ impl Edge {
                 is_read_only: disk.read_only,
                 group,
                 controls: controls(&disk.io),
+                servers: disk.parts,
                 ring_paddr,
             }),
             Err(_) => IoReply::Error(IoError::NoPartition),

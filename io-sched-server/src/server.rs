@@ -191,6 +191,8 @@ struct Session<A> {
     is_draining: bool,
     group: Option<u8>,
     controls: Controls,
+    /// Servers that keep the client's controls together.
+    servers: u8,
     in_device: u32,
     /// Sector behind the last request taken, to see sequences.
     next_sector: u64,
@@ -691,18 +693,25 @@ impl<M: Memory> Server<M> {
         request: IoRequest,
         actions: &mut Actions,
     ) -> Result<DiskInfo, IoError> {
-        let IoRequest::Attach { index, partition, is_read_only, group, controls, ring_paddr } =
-            request
+        let IoRequest::Attach {
+            index,
+            partition,
+            is_read_only,
+            group,
+            controls,
+            servers,
+            ring_paddr,
+        } = request
         else {
             return Err(IoError::Malformed);
         };
         let at = usize::from(index);
-        if self.sessions.get(at).is_none_or(Option::is_some) {
+        if self.sessions.get(at).is_none_or(Option::is_some) || servers == 0 {
             return Err(IoError::BadClient);
         }
         let (first, sectors) = self.partition(&partition).map(|p| (p.first, p.sectors))?;
         self.check_group(group)?;
-        self.admit(at, group, &controls)?;
+        self.admit(at, group, &controls, servers)?;
         let area = self.memory.ring(index).ok_or(IoError::BadRing)?;
         let ring = BlkServer::attach(area.as_ref()).map_err(|_| IoError::BadRing)?;
         let session = Session {
@@ -715,6 +724,7 @@ impl<M: Memory> Server<M> {
             is_draining: false,
             group,
             controls,
+            servers,
             in_device: 0,
             next_sector: 0,
             stats: ClientStats::default(),
@@ -761,7 +771,7 @@ impl<M: Memory> Server<M> {
     fn set_controls(&mut self, now: Nanos, index: u16, controls: Controls) -> Result<(), IoError> {
         let at = usize::from(index);
         let session = self.sessions.get(at).and_then(Option::as_ref).ok_or(IoError::BadClient)?;
-        self.admit(at, session.group, &controls)?;
+        self.admit(at, session.group, &controls, session.servers)?;
         if let Some(session) = self.sessions[at].as_mut() {
             session.controls = controls;
         }
@@ -816,7 +826,7 @@ impl<M: Memory> Server<M> {
             let session = session.as_ref()?;
             (Some(at) != except && self.is_below(session.group, group)).then_some(session)
         });
-        members.fold(0, |sum, s| sum.saturating_add(self.requests_reserved(&s.controls)))
+        members.fold(0, |sum, s| sum.saturating_add(self.reserved_here(&s.controls, s.servers)))
     }
 
     /// A reservation in reference requests per second, its bytes counted as large random requests.
@@ -828,10 +838,21 @@ impl<M: Memory> Server<M> {
         controls.reservation.max(u32::try_from(bytes).unwrap_or(u32::MAX))
     }
 
-    /// May client `at` have these controls?
-    fn admit(&self, at: usize, group: Option<u8>, controls: &Controls) -> Result<(), IoError> {
+    /// The part of a client's reservation that falls on this one of its `servers` if it asks all alike.
+    fn reserved_here(&self, controls: &Controls, servers: u8) -> u32 {
+        self.requests_reserved(controls).div_ceil(u32::from(servers))
+    }
+
+    /// May client `at` of `servers` servers have these controls?
+    fn admit(
+        &self,
+        at: usize,
+        group: Option<u8>,
+        controls: &Controls,
+        servers: u8,
+    ) -> Result<(), IoError> {
         check_controls(controls)?;
-        let wanted = self.requests_reserved(controls);
+        let wanted = self.reserved_here(controls, servers);
         let mut inside = group;
         while let Some(group) = inside {
             let Some(state) = self.group(group) else { break };
@@ -869,7 +890,7 @@ impl<M: Memory> Server<M> {
             if let Some(session) = session
                 && changed.is_none_or(|(changed, ..)| changed != at)
             {
-                add(session.group, self.requests_reserved(&session.controls));
+                add(session.group, self.reserved_here(&session.controls, session.servers));
             }
         }
         if let Some((_, group, reserved)) = changed {

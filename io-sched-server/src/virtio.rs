@@ -196,13 +196,13 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Resets and starts the first disk of the start-up page.
+    /// Resets and starts the disk of the start-up page.
     ///
     /// # Errors
     ///
     /// [`DriverError`] if there is none that works.
     pub fn start(start: &IoStart) -> Result<Self, DriverError> {
-        let function = start.functions.first().ok_or(DriverError::NoFunction)?;
+        let function = start.function.as_ref().ok_or(DriverError::NoFunction)?;
         DMA_PADDR.store(start.dma.paddr, Ordering::Relaxed);
         DMA_NEXT.store(DMA_VADDR + QUEUE_OFFSET, Ordering::Relaxed);
         DMA_END.store(DMA_VADDR + start.dma.bytes, Ordering::Relaxed);

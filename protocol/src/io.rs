@@ -72,8 +72,11 @@ pub enum IoRequest {
         is_read_only: bool,
         /// Group, 0..[`MAX_GROUPS`], or none.
         group: Option<u8>,
-        /// Its controls.
+        /// Its controls, on all its servers together (dmClock).
         controls: Controls,
+        /// Servers the client has, at least 1: admission counts the part of its reservation that falls on this one if it
+        /// asks all alike.
+        servers: u8,
         /// Physical address of the ring's first byte: the ring is one contiguous piece, for the device's DMA.
         ring_paddr: u64,
     },
@@ -332,6 +335,7 @@ mod tests {
             is_read_only: false,
             group: Some(2),
             controls: Controls::default(),
+            servers: 1,
             ring_paddr: u64::MAX,
         };
         let bytes = encode(&request, &mut buffer).unwrap();

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod dmclock;
 pub mod interface;
 pub mod io;
 pub mod link;
@@ -14,5 +15,6 @@ pub mod ring;
 pub mod root;
 pub mod slots;
 pub mod startup;
+pub mod stripe;
 pub mod system;
 pub mod units;

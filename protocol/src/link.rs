@@ -9,11 +9,11 @@
 use crate::io;
 use crate::mem::PressureState;
 use crate::system;
-use crate::units::{Gfn, Nanos, Pages, VmId};
+use crate::units::{DiskId, Gfn, Nanos, Pages, VmId};
 use serde::{Deserialize, Serialize};
 
 /// Version spoken here; the first frame from the target carries it.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Longest frame in bytes, its closing zero included.
 pub const FRAME_MAX: usize = 2048;
 /// Most console or log bytes in one frame: leaves room for the variant and the COBS codes.
@@ -26,8 +26,8 @@ pub enum ServerId {
     Root,
     /// The mem-server.
     Mem,
-    /// The io-sched-server.
-    Io,
+    /// The io-sched-server of a disk of the machine.
+    Io(DiskId),
     /// The vmm-server of a VM.
     Vmm(VmId),
 }
@@ -162,7 +162,7 @@ pub enum Request {
     },
     /// Another policy for the disk.
     IoPolicy(system::IoPolicy),
-    /// One `Row::DiskClient` for each client of the disk, then one `Row::Disk`.
+    /// For each disk of the machine one `Row::DiskClient` for each of its clients, then one `Row::Disk`.
     Disks,
 }
 
@@ -256,6 +256,8 @@ pub enum Refusal {
         /// What the limit leaves.
         free: u32,
     },
+    /// All virtual disks together have more parts than the io-sched-servers have clients.
+    DiskClients,
 }
 
 /// State of a VM.
@@ -444,9 +446,18 @@ pub enum Row<'a> {
         control: system::IoControl,
         /// Its figures.
         stats: io::ClientStats,
+        /// Which part of the virtual disk, and of how many.
+        part: (u8, u8),
+        /// The disk of the machine that has it.
+        on: DiskId,
     },
-    /// The disk itself.
-    Disk(io::DiskStats),
+    /// A disk of the machine.
+    Disk {
+        /// Which.
+        disk: DiskId,
+        /// Its figures.
+        stats: io::DiskStats,
+    },
 }
 
 /// Kinds of VM exits, in the order of [`VmStats::exits`].
@@ -657,7 +668,7 @@ mod tests {
     #[test]
     fn the_largest_request_fits_a_frame() {
         use crate::system::{Balloon, Disk, IoControl, Memory, Sharing, Vm};
-        use crate::units::Pages;
+        use crate::units::{DiskId, Pages};
         let name = crate::system::Name::try_from("x".repeat(32).as_str()).unwrap();
         let io = IoControl {
             reservation: u32::MAX,
@@ -667,7 +678,8 @@ mod tests {
             reservation_bytes: u64::MAX,
             burst: u16::MAX,
         };
-        let disk = Disk { partition: name.clone(), read_only: true, io };
+        let partition = name.clone();
+        let disk = Disk { partition, read_only: true, io, on: DiskId(3), parts: 1 };
         let vm = Vm {
             name: name.clone(),
             group: Some(255),

@@ -437,6 +437,7 @@ const _: () = {
 mod tests {
     use super::*;
     use crate::interface::{PAYLOAD_MAX, decode, decode_reply, encode};
+    use crate::units::DiskId;
 
     #[test]
     fn longest_messages_fit_the_ipc_buffer() {
@@ -451,7 +452,13 @@ mod tests {
         while name.push('x').is_ok() {}
         let reply = RootReply::Command(Command::Io(IoCommand::Attach {
             client: u16::MAX,
-            disk: Disk { partition: name, read_only: true, io: IoControl::default() },
+            disk: Disk {
+                partition: name,
+                read_only: true,
+                io: IoControl::default(),
+                on: DiskId(0),
+                parts: 1,
+            },
             group: Some(255),
             ring_paddr: u64::MAX,
         }));

@@ -5,7 +5,8 @@
 //! [`crate::startup::Startup::free_slots`] on is the server's own.
 
 use crate::io::MAX_CLIENTS;
-use crate::units::{MAX_VMS, VmId};
+use crate::system::DISKS_MAX;
+use crate::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, VmId};
 
 /// Always empty.
 pub const NULL: u64 = 0;
@@ -32,12 +33,21 @@ pub const FAULT_ENDPOINT: u64 = 10;
 
 /// vmm-server: the mem-server's endpoint, badged with [`mem_badge`].
 pub const VMM_MEM_ENDPOINT: u64 = 16;
-/// vmm-server: the io-sched-server's endpoint, badged with [`io_badge`] of the client that is its VM's first disk; one slot per disk.
+/// vmm-server: first of the io-sched-servers' endpoints, one for each part of each disk of its VM, at
+/// [`vmm_part`], badged with [`io_badge`] of the client that the part is.
 pub const VMM_IO_ENDPOINTS: u64 = 20;
+/// vmm-server: behind the last of them.
+pub const VMM_IO_END: u64 = VMM_IO_ENDPOINTS + (DISKS_MAX * MACHINE_DISKS_MAX) as u64;
+
+/// Place of part `part` of disk `disk` among a VM's endpoints and rings.
+pub const fn vmm_part(disk: u8, part: u8) -> u64 {
+    disk as u64 * MACHINE_DISKS_MAX as u64 + part as u64
+}
+
 /// vmm-server: the VCPU of its thread.
 pub const VMM_VCPU: u64 = 17;
 
-/// mem-server: the io-sched-server's endpoint, badged [`io_badge`] of [`SWAP_CLIENT`].
+/// mem-server: the endpoint of the io-sched-server that has its swap partition, badged [`io_badge`] of [`SWAP_CLIENT`].
 pub const MEM_IO_ENDPOINT: u64 = 16;
 /// mem-server: an ASID pool, for nested roots.
 pub const MEM_ASID_POOL: u64 = 17;
@@ -63,8 +73,11 @@ pub const IO_IRQ_HANDLERS_MAX: usize = 8;
 /// io-sched-server: notification of client 0, badged [`notify::DISK`]; client n's is n further.
 pub const IO_CLIENT_NOTIFY: u64 = 64;
 
-/// Client number of the mem-server's swap partition; disks of VMs get the others as they start.
+/// Client number of the mem-server's swap partition; disks of VMs get the others as they start. Numbers are given once for
+/// all io-sched-servers: each serves some of them.
 pub const SWAP_CLIENT: u16 = MAX_CLIENTS as u16 - 1;
+/// The disk of the machine that has the swap partition.
+pub const SWAP_DISK: DiskId = DiskId(0);
 
 /// Bits of a server's own notification.
 pub mod notify {
@@ -89,8 +102,8 @@ pub mod notify {
 pub enum Client {
     /// The mem-server.
     Mem,
-    /// The io-sched-server.
-    Io,
+    /// The io-sched-server of a disk of the machine.
+    Io(DiskId),
     /// The vmm-server of a VM.
     Vmm(VmId),
 }
@@ -103,7 +116,7 @@ impl Client {
     pub const fn badge(self) -> u64 {
         match self {
             Self::Mem => 1,
-            Self::Io => 2,
+            Self::Io(disk) => 0x10 | disk.0 as u64,
             Self::Vmm(vm) => 0x100 | vm.0 as u64,
         }
     }
@@ -112,7 +125,10 @@ impl Client {
     pub fn from_badge(badge: u64) -> Option<Self> {
         match badge {
             1 => Some(Self::Mem),
-            2 => Some(Self::Io),
+            0x10..0x100 => {
+                let disk = badge - 0x10;
+                (disk < MACHINE_DISKS_MAX as u64).then_some(Self::Io(DiskId(disk as u8)))
+            }
             _ => {
                 let vm = badge.checked_sub(0x100)?;
                 (vm < MAX_VMS as u64).then_some(Self::Vmm(VmId(vm as u16)))
@@ -124,7 +140,7 @@ impl Client {
     pub const fn root_notify_bit(self) -> u64 {
         match self {
             Self::Mem => 1 << 8,
-            Self::Io => 1 << 9,
+            Self::Io(disk) => 1 << (9 + disk.0 as u64),
             Self::Vmm(vm) => 1 << (16 + vm.0 as u64),
         }
     }
@@ -153,7 +169,7 @@ pub fn io_client(badge: u64) -> Option<u16> {
 }
 
 const _: () = assert!(MEM_VM + MEM_VM_SLOTS * MAX_VMS as u64 <= MEM_UNTYPEDS);
-const _: () = assert!(16 + MAX_VMS <= 64);
+const _: () = assert!(16 + MAX_VMS <= 64 && 9 + MACHINE_DISKS_MAX <= 16);
 
 #[cfg(test)]
 mod tests {
@@ -166,10 +182,11 @@ mod tests {
             assert_eq!(Client::from_badge(client.badge()), Some(client));
             assert_eq!(mem_client(mem_badge(VmId(vm))), Some(VmId(vm)));
         }
-        for client in [Client::Mem, Client::Io] {
+        for client in DiskId::all().map(Client::Io).chain([Client::Mem]) {
             assert_eq!(Client::from_badge(client.badge()), Some(client));
         }
         assert_eq!(Client::from_badge(0), None);
+        assert_eq!(Client::from_badge(0x10 + MACHINE_DISKS_MAX as u64), None);
         assert_eq!(Client::from_badge(0x100 + MAX_VMS as u64), None);
         assert_eq!(mem_client(0xff), None);
         assert_eq!(io_client(io_badge(SWAP_CLIENT)), Some(SWAP_CLIENT));

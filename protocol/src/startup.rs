@@ -6,7 +6,7 @@
 
 use crate::slots::{Client, IO_IRQ_HANDLERS_MAX};
 use crate::system::{DiskModel, GROUPS_MAX, Group, IoPolicy, MODULES_MAX, MemoryPolicy, Vm};
-use crate::units::{Pages, VmId};
+use crate::units::{DiskId, Pages, VmId};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,8 @@ pub const CONSOLE_VADDR: u64 = 0x200_8000;
 pub const STACK_TOP: u64 = 0x21f_f000;
 /// The heap, if [`Startup::heap_bytes`] is not zero.
 pub const HEAP_VADDR: u64 = 0x400_0000;
-/// vmm-server: ring memory of its first disk; each further disk [`RING_STRIDE`] higher.
+/// vmm-server: ring memory of the first part of its first disk; that of others [`RING_STRIDE`] `*`
+/// [`crate::slots::vmm_part`] higher.
 pub const VMM_RING_VADDR: u64 = 0x800_0000;
 /// Address space kept for one ring's memory, a `ring::BLK_RING_BYTES` long area.
 pub const RING_STRIDE: u64 = 0x20_0000;
@@ -124,7 +125,7 @@ pub struct MsiVector {
     pub handler: u8,
 }
 
-/// One PCI function given to the io-sched-server.
+/// A PCI function given to an io-sched-server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciFunction {
     /// Bus number.
@@ -143,21 +144,20 @@ pub struct PciFunction {
     pub vectors: Vec<MsiVector, IO_IRQ_HANDLERS_MAX>,
 }
 
-/// Most PCI functions of the io-sched-server.
-pub const FUNCTIONS_MAX: usize = 4;
-
-/// What the io-sched-server is told.
+/// What an io-sched-server is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoStart {
-    /// The disks' PCI functions.
-    pub functions: Vec<PciFunction, FUNCTIONS_MAX>,
+    /// Which disk of the machine it serves.
+    pub disk: DiskId,
+    /// The disk's PCI function; `None` if the machine has no such disk.
+    pub function: Option<PciFunction>,
     /// Memory for device queues: kept over a restart, zeroed before the first start.
     pub dma: DmaRegion,
     /// Dispatch policy.
     pub policy: IoPolicy,
     /// Groups of VMs, by index.
     pub groups: Vec<Group, GROUPS_MAX>,
-    /// A modelled disk in front of the real one.
+    /// A modelled disk in front of the real one, on every disk of the machine.
     pub model: Option<DiskModel>,
     /// This is a restart: clients attached before come again as commands, with their rings as they were.
     pub restarted: bool,
@@ -191,7 +191,7 @@ pub struct VmmStart {
 pub enum Role {
     /// The mem-server.
     Mem(MemStart),
-    /// The io-sched-server.
+    /// An io-sched-server.
     Io(IoStart),
     /// A vmm-server.
     Vmm(VmmStart),
@@ -202,7 +202,7 @@ impl Role {
     pub const fn client(&self) -> Client {
         match self {
             Self::Mem(_) => Client::Mem,
-            Self::Io(_) => Client::Io,
+            Self::Io(start) => Client::Io(start.disk),
             Self::Vmm(start) => Client::Vmm(start.vm),
         }
     }
@@ -269,7 +269,8 @@ mod tests {
             heap_bytes: 0,
             machine_memory: Pages(1 << 17),
             role: Role::Io(IoStart {
-                functions: Vec::new(),
+                disk: DiskId(1),
+                function: None,
                 dma: DmaRegion::default(),
                 policy: IoPolicy::RoundRobin,
                 groups: Vec::new(),

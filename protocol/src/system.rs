@@ -4,7 +4,8 @@
 //! postcard. [`System::check`] states the rules once; host and root-task both call it, so a
 //! damaged or hand-made archive is refused by the same words. Fields are appended, never moved.
 
-use crate::units::{MAX_VMS, Nanos, Pages};
+use crate::stripe::Stripes;
+use crate::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, Pages};
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 
@@ -128,15 +129,32 @@ impl IoChange {
     }
 }
 
-/// One virtual disk: a partition of the machine's disk.
+/// One virtual disk: a partition of a disk of the machine, or partitions of one name on several, each of which is a part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The partition's GPT label.
     pub partition: Name,
     /// The guest may not write.
     pub read_only: bool,
-    /// Its claim on the disk.
+    /// Its claim, on all its parts together.
     pub io: IoControl,
+    /// The disk of the machine that has its first part; the others are on those that follow.
+    pub on: DiskId,
+    /// Number of its parts, at least 1; see [`crate::stripe`].
+    pub parts: u8,
+}
+
+impl Disk {
+    /// The disk of the machine that has part `part`.
+    pub const fn place(&self, part: u8) -> DiskId {
+        DiskId(self.on.0 + part)
+    }
+
+    /// Whether it has at least one part, and each is on one of `disks` disks.
+    pub fn fits(&self, disks: u8) -> bool {
+        Stripes::new(self.parts).is_some()
+            && self.on.0.checked_add(self.parts).is_some_and(|end| end <= disks)
+    }
 }
 
 /// The balloon device of a VM.
@@ -307,8 +325,10 @@ pub struct System {
     pub groups: Vec<Group, GROUPS_MAX>,
     /// Virtual machines; a [`crate::units::VmId`] is an index into this list.
     pub vms: Vec<Vm, MAX_VMS>,
-    /// What the disk is made to look like, if it is not to answer as soon as it can.
+    /// What the disks are made to look like, if they are not to answer as soon as they can.
     pub disk_model: Option<DiskModel>,
+    /// Disks of the machine, 1..=[`MACHINE_DISKS_MAX`]: an io-sched-server for each.
+    pub disks: u8,
 }
 
 /// Why a system description cannot be run. Each variant names the culprit.
@@ -350,6 +370,8 @@ pub enum SystemError {
     Malformed,
     /// A number of the modelled disk is out of range.
     DiskModel,
+    /// `disks` is outside 1..=[`MACHINE_DISKS_MAX`].
+    Disks,
 }
 
 /// The rules of one VM.
@@ -375,6 +397,8 @@ pub enum VmRule {
     IoReservation,
     /// An `io.burst` is above [`BURST_MAX`].
     IoBurst,
+    /// A virtual disk has a part on a disk that the machine does not have, or none.
+    Place,
 }
 
 /// Memory the hypervisor spends on a VM beside its RAM: the vmm-server, nested page tables
@@ -411,12 +435,13 @@ pub fn is_valid_name(name: &str) -> bool {
 }
 
 impl Vm {
-    /// Checks the rules that concern this VM alone; `groups` is how many groups there are.
+    /// Checks the rules that concern this VM alone; `groups` is how many groups there are, `disks` how many disks the
+    /// machine has.
     ///
     /// # Errors
     ///
     /// The first [`VmRule`] it breaks.
-    pub fn check(&self, groups: usize) -> Result<(), VmRule> {
+    pub fn check(&self, groups: usize, disks: u8) -> Result<(), VmRule> {
         let memory = &self.memory;
         let broken = [
             (!is_valid_name(&self.name), VmRule::Name),
@@ -427,6 +452,7 @@ impl Vm {
             (memory.shares == 0 || memory.shares > SHARES_MAX, VmRule::Shares),
             (memory.tax >= 1000, VmRule::Tax),
             (self.group.is_some_and(|group| usize::from(group) >= groups), VmRule::Group),
+            (self.disks.iter().any(|disk| !disk.fits(disks)), VmRule::Place),
         ];
         if let Some((_, rule)) = broken.into_iter().find(|(is_broken, _)| *is_broken) {
             return Err(rule);
@@ -453,8 +479,12 @@ impl System {
     ///
     /// The first rule broken, with the VM that breaks it.
     pub fn check(&self) -> Result<(), SystemError> {
+        if self.disks == 0 || usize::from(self.disks) > MACHINE_DISKS_MAX {
+            return Err(SystemError::Disks);
+        }
         for (vm, index) in self.vms.iter().zip(0..) {
-            vm.check(self.groups.len()).map_err(|rule| SystemError::Vm { vm: index, rule })?;
+            vm.check(self.groups.len(), self.disks)
+                .map_err(|rule| SystemError::Vm { vm: index, rule })?;
         }
         self.check_names()?;
         self.check_partitions()?;
@@ -521,7 +551,7 @@ mod tests {
         Balloon, Disk, DiskModel, Group, IoControl, IoPolicy, Memory, MemoryPolicy, ModelStep,
         Name, Sharing, System, SystemError, Vm, VmRule,
     };
-    use crate::units::{Nanos, Pages};
+    use crate::units::{DiskId, Nanos, Pages};
 
     fn name(text: &str) -> Name {
         Name::try_from(text).unwrap()
@@ -543,9 +573,15 @@ mod tests {
             kernel: name("debian"),
             modules: [name("initrd")].into_iter().collect(),
             cmdline: heapless::String::new(),
-            disks: [Disk { partition: name(text), read_only: false, io: IoControl::default() }]
-                .into_iter()
-                .collect(),
+            disks: [Disk {
+                partition: name(text),
+                read_only: false,
+                io: IoControl::default(),
+                on: DiskId(0),
+                parts: 1,
+            }]
+            .into_iter()
+            .collect(),
             balloon: Balloon::default(),
             autostart: true,
         }
@@ -561,6 +597,7 @@ mod tests {
             groups: heapless::Vec::new(),
             vms: [vm("a"), vm("b")].into_iter().collect(),
             disk_model: None,
+            disks: 2,
         }
     }
 
@@ -576,7 +613,7 @@ mod tests {
     #[test]
     fn each_rule_is_kept() {
         type Spoil = fn(&mut Vm);
-        let cases: [(Spoil, VmRule); 8] = [
+        let cases: [(Spoil, VmRule); 11] = [
             (|vm| vm.name = name("a b"), VmRule::Name),
             (|vm| vm.vcpus = 2, VmRule::Vcpus),
             (|vm| vm.memory.size = Pages(1), VmRule::Size),
@@ -590,6 +627,9 @@ mod tests {
                 },
                 VmRule::IoReservation,
             ),
+            (|vm| vm.disks[0].parts = 0, VmRule::Place),
+            (|vm| (vm.disks[0].on, vm.disks[0].parts) = (DiskId(1), 2), VmRule::Place),
+            (|vm| (vm.disks[0].on, vm.disks[0].parts) = (DiskId(255), 255), VmRule::Place),
         ];
         for (spoil, rule) in cases {
             let mut system = system();
@@ -615,6 +655,12 @@ mod tests {
         assert!(matches!(full.check(), Err(SystemError::Reservations { .. })));
         full.kernel_memory = Pages(0x9000);
         assert_eq!(full.check(), Err(SystemError::KernelMemory));
+        for disks in [0, 5] {
+            assert_eq!(System { disks, ..system() }.check(), Err(SystemError::Disks));
+        }
+        let mut striped = system();
+        striped.vms[0].disks[0].parts = 2;
+        assert_eq!(striped.check(), Ok(()));
     }
 
     #[test]

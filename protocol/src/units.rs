@@ -68,3 +68,24 @@ pub struct VmId(pub u16);
 
 /// Most virtual machines at once.
 pub const MAX_VMS: usize = 16;
+
+/// A disk of the machine: its place among them, 0..`MACHINE_DISKS_MAX`. Each has an io-sched-server of its own.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct DiskId(pub u8);
+
+impl DiskId {
+    /// Every disk a machine may have.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..MACHINE_DISKS_MAX as u8).map(Self)
+    }
+
+    /// Its place in a table of disks.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Most disks of a machine.
+pub const MACHINE_DISKS_MAX: usize = 4;

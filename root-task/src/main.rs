@@ -12,14 +12,12 @@ use protocol::io::MAX_CLIENTS;
 use protocol::link::{self, CHUNK_MAX, Refusal, Row, ServerId, ToHost, ToTarget};
 use protocol::ring::{LogRing, console_rings};
 use protocol::root::{FaultReport, Root as RootInterface, RootReply, RootRequest};
-use protocol::slots::{
-    Client, FAULT_BADGE, IO_IRQ_HANDLERS_MAX, MEM_VM, MEM_VM_SLOTS, SWAP_CLIENT, notify,
-};
+use protocol::slots::{Client, FAULT_BADGE, MEM_VM, MEM_VM_SLOTS, SWAP_CLIENT, SWAP_DISK, notify};
 use protocol::startup::{
     self, BAR_VADDR, Bar, DmaRegion, IoStart, MemStart, MsiVector, PciFunction,
 };
 use protocol::system::System;
-use protocol::units::{MAX_VMS, Nanos, PAGE_SIZE, Pages, VmId};
+use protocol::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, PAGE_SIZE, Pages, VmId};
 use root_task::arena::{Arena, Shortage};
 use root_task::caps::CapMap;
 use root_task::slots::Slots;
@@ -34,7 +32,7 @@ use sel4::{
 use edge::archive::Blobs;
 use edge::objects::{Fail, Objects, Tried, here};
 use edge::serial::{ROOM_FOR_ANSWERS, Serial};
-use edge::servers::{self, Core, DiskDevices, Ring, Server, index};
+use edge::servers::{self, Core, DiskDevices, Ring, Server, VECTORS_PER_DISK, index};
 use edge::window::{self, ViewPage};
 use edge::{cmos, host, pci, serial};
 
@@ -54,9 +52,7 @@ const MSI_VECTOR: u64 = 16;
 const CPU_VECTOR_BASE: u64 = 48;
 /// Message address of local APIC 0.
 const MSI_ADDRESS: u64 = 0xfee0_0000;
-/// Interrupts of one disk: configuration and one queue, with one to spare.
-const VECTORS_PER_DISK: usize = 2;
-/// Memory of device queues.
+/// Memory of a device's queues.
 const DMA_BYTES: u64 = 128 << 10;
 /// The machine's exit device.
 const EXIT_PORT: u16 = 0xf4;
@@ -78,8 +74,12 @@ struct Root {
     mem: Option<Server>,
     mem_blocks: Vec<Block, { startup::UNTYPEDS_MAX }>,
     mem_start: MemStart,
-    io: Option<Server>,
-    devices: DiskDevices,
+    /// io-sched-servers by disk of the machine, and what they need of it.
+    io: [Option<Server>; MACHINE_DISKS_MAX],
+    devices: Vec<DiskDevices, MACHINE_DISKS_MAX>,
+    /// Disks whose io-sched-server is to be made (bit = disk): one after the other, for they share the ports of PCI's
+    /// configuration space while they start.
+    io_to_make: u8,
     vmms: [Option<Server>; MAX_VMS],
     rings: [Option<Ring>; MAX_CLIENTS],
     input: [Deque<u8, INPUT_BYTES>; MAX_VMS],
@@ -180,66 +180,91 @@ impl DeviceMemory {
     }
 }
 
-/// Finds the disks and takes their registers, interrupts and DMA memory.
+/// Finds the disks and takes their registers, interrupts and DMA memory. A disk that the system has and the machine has
+/// not gets a server that says so.
 fn find_disks(
     boot: &BootInfoPtr,
     objects: &mut Objects,
     core: &mut Core,
     system: &System,
-) -> Result<DiskDevices, Fail> {
+) -> Result<Vec<DiskDevices, MACHINE_DISKS_MAX>, Fail> {
     let arena = &mut core.arena;
     let ports = ports(objects, arena, pci::FIRST_PORT, pci::LAST_PORT)?;
-    let disks = pci::Configuration(ports).disks().tried("read PCI configuration")?;
+    let found = pci::Configuration(ports).disks().tried("read PCI configuration")?;
     let mut memory = DeviceMemory::new(boot);
-    let (mut registers, mut handlers, mut functions) = (Vec::new(), Vec::new(), Vec::new());
-    let mut vaddr = BAR_VADDR;
-    for disk in &disks {
-        let mut bars = Vec::new();
-        for found in &disk.windows {
-            let region = DmaRegion { vaddr, paddr: found.paddr, bytes: found.bytes };
-            for page in 0..found.bytes.div_ceil(PAGE_SIZE) {
-                let frame = memory.frame(objects, arena, found.paddr + page * PAGE_SIZE)?;
-                registers.push((vaddr, frame)).map_err(|_| Fail::Archive("too many registers"))?;
-                vaddr += PAGE_SIZE;
-            }
-            let _ = bars.push(Bar { index: found.index, region });
-        }
-        let mut vectors = Vec::new();
-        while vectors.len() < VECTORS_PER_DISK && handlers.len() < IO_IRQ_HANDLERS_MAX {
-            let handler = handlers.len() as u64;
-            let number = arena.slots(1, &mut objects.slots)?.start;
-            let vector = MSI_VECTOR + handler;
-            let (device, function) = (u64::from(disk.device), u64::from(disk.function));
-            slot::IRQ_CONTROL
-                .cap()
-                .irq_control_get_msi(0, device, function, handler, vector, &here(number))
-                .tried("take an interrupt")?;
-            let _ = handlers.push(Cap::from_bits(number));
-            let data = u32::try_from(CPU_VECTOR_BASE + vector).unwrap_or(0);
-            let _ = vectors.push(MsiVector { address: MSI_ADDRESS, data, handler: handler as u8 });
-        }
-        let _ = functions.push(PciFunction {
-            bus: 0,
-            device: disk.device,
-            function: disk.function,
-            vendor_id: disk.vendor_id,
-            device_id: disk.device_id,
-            bars,
-            vectors,
-        });
+    let mut all = Vec::new();
+    for disk in (0..system.disks).map(DiskId) {
+        let (mut registers, mut handlers) = (Vec::new(), Vec::new());
+        let function = found
+            .get(disk.index())
+            .map(|found| {
+                take_disk(objects, arena, &mut memory, disk, found, (&mut registers, &mut handlers))
+            })
+            .transpose()?;
+        let pages = DMA_BYTES / PAGE_SIZE;
+        let blueprint = sel4::FrameObjectType::_4k.blueprint();
+        let (first, paddr) = objects.make_at(arena, blueprint, pages)?;
+        let start = IoStart {
+            disk,
+            function,
+            dma: DmaRegion { vaddr: startup::DMA_VADDR, paddr, bytes: DMA_BYTES },
+            policy: system.io_policy,
+            groups: system.groups.clone(),
+            model: system.disk_model.clone(),
+            restarted: false,
+        };
+        let devices = DiskDevices { ports, registers, dma: (first, pages), handlers, start };
+        all.push(devices).map_err(|_| Fail::Archive("too many disks"))?;
     }
-    let pages = DMA_BYTES / PAGE_SIZE;
-    let blueprint = sel4::FrameObjectType::_4k.blueprint();
-    let (first, paddr) = objects.make_at(arena, blueprint, pages)?;
-    let start = IoStart {
-        functions,
-        dma: DmaRegion { vaddr: startup::DMA_VADDR, paddr, bytes: DMA_BYTES },
-        policy: system.io_policy,
-        groups: system.groups.clone(),
-        model: system.disk_model.clone(),
-        restarted: false,
-    };
-    Ok(DiskDevices { ports, registers, dma: (first, pages), handlers, start })
+    Ok(all)
+}
+
+/// Register frames with their addresses, and interrupt handlers.
+type Taken<'t> =
+    (&'t mut Vec<(u64, cap::Granule), 16>, &'t mut Vec<cap::IrqHandler, VECTORS_PER_DISK>);
+
+/// Takes the registers and interrupts of one disk.
+fn take_disk(
+    objects: &mut Objects,
+    arena: &mut Arena,
+    memory: &mut DeviceMemory,
+    disk: DiskId,
+    found: &pci::Function,
+    (registers, handlers): Taken<'_>,
+) -> Result<PciFunction, Fail> {
+    let mut vaddr = BAR_VADDR;
+    let mut bars = Vec::new();
+    for window in &found.windows {
+        let region = DmaRegion { vaddr, paddr: window.paddr, bytes: window.bytes };
+        for page in 0..window.bytes.div_ceil(PAGE_SIZE) {
+            let frame = memory.frame(objects, arena, window.paddr + page * PAGE_SIZE)?;
+            registers.push((vaddr, frame)).map_err(|_| Fail::Archive("too many registers"))?;
+            vaddr += PAGE_SIZE;
+        }
+        let _ = bars.push(Bar { index: window.index, region });
+    }
+    let mut vectors = Vec::new();
+    for handler in 0..VECTORS_PER_DISK as u64 {
+        let number = arena.slots(1, &mut objects.slots)?.start;
+        let vector = MSI_VECTOR + u64::from(disk.0) * VECTORS_PER_DISK as u64 + handler;
+        let (device, function) = (u64::from(found.device), u64::from(found.function));
+        slot::IRQ_CONTROL
+            .cap()
+            .irq_control_get_msi(0, device, function, handler, vector, &here(number))
+            .tried("take an interrupt")?;
+        let _ = handlers.push(Cap::from_bits(number));
+        let data = u32::try_from(CPU_VECTOR_BASE + vector).unwrap_or(0);
+        let _ = vectors.push(MsiVector { address: MSI_ADDRESS, data, handler: handler as u8 });
+    }
+    Ok(PciFunction {
+        bus: 0,
+        device: found.device,
+        function: found.function,
+        vendor_id: found.vendor_id,
+        device_id: found.device_id,
+        bars,
+        vectors,
+    })
 }
 
 impl Root {
@@ -283,7 +308,8 @@ impl Root {
             mem: None,
             mem_blocks,
             mem_start,
-            io: None,
+            io: [const { None }; MACHINE_DISKS_MAX],
+            io_to_make: 0,
             devices,
             vmms: [const { None }; MAX_VMS],
             rings: [const { None }; MAX_CLIENTS],
@@ -299,7 +325,9 @@ impl Root {
             memory: system.machine_memory,
             cores,
         });
-        root.make_io()?;
+        for disk in root.supervisor.disks() {
+            root.restart_io(disk)?;
+        }
         root.make_mem()?;
         root.arm_timer();
         Ok(root)
@@ -339,13 +367,6 @@ impl Root {
         let ports = ports(objects, &mut core.arena, cmos::FIRST_PORT, cmos::LAST_PORT)?;
         let now = cmos::Clock(ports).unix_seconds().tried("read the clock")?;
         Ok(now.saturating_sub(runtime::clock::now().0 / 1_000_000_000))
-    }
-
-    fn make_io(&mut self) -> Result<(), Fail> {
-        let (objects, core) = (&mut self.objects, &mut self.core);
-        let server = servers::make_io(objects, core, &self.blobs, &mut self.devices)?;
-        self.devices.start.restarted = true;
-        self.io.insert(server).resume()
     }
 
     fn make_mem(&mut self) -> Result<(), Fail> {
@@ -402,7 +423,7 @@ impl Root {
         let Some(client) = Client::from_badge(received.badge & !FAULT_BADGE) else { return };
         let report = report(received);
         debug_println!("{client:?} faulted: {report:?}");
-        if let Client::Mem | Client::Io = client {
+        if let Client::Mem | Client::Io(_) = client {
             self.drain_log(client);
         }
         let mut actions = Actions::new();
@@ -417,7 +438,7 @@ impl Root {
                 defmt::error!("serial interrupt could not be acknowledged");
             }
         }
-        for client in [Client::Io, Client::Mem] {
+        for client in DiskId::all().map(Client::Io).chain([Client::Mem]) {
             if bits & client.root_notify_bit() != 0 {
                 self.kicked(client);
             }
@@ -438,8 +459,9 @@ impl Root {
         self.serial.pump();
         self.receive();
         self.drain_own_log();
-        self.drain_log(Client::Io);
-        self.drain_log(Client::Mem);
+        for client in DiskId::all().map(Client::Io).chain([Client::Mem]) {
+            self.drain_log(client);
+        }
         for vm in (0..MAX_VMS as u16).map(VmId) {
             self.drain_console(vm);
             self.drain_log(Client::Vmm(vm));
@@ -466,17 +488,21 @@ impl Root {
         let mut actions = Actions::new();
         self.supervisor.serving(client, runtime::clock::now(), &mut actions);
         let is_up = |server: &Option<Server>| server.as_ref().is_some_and(|s| s.is_passive);
-        if !self.has_booted && is_up(&self.mem) && is_up(&self.io) {
+        let are_disks_up = || self.supervisor.disks().all(|disk| is_up(&self.io[disk.index()]));
+        if !self.has_booted && is_up(&self.mem) && are_disks_up() {
             self.has_booted = true;
             self.supervisor.boot(&mut actions);
         }
         self.run(actions);
+        if let Err(fail) = self.make_waiting_io() {
+            stop("an io-sched-server cannot be made", &fail);
+        }
     }
 
     fn server_mut(&mut self, client: Client) -> Option<&mut Server> {
         match client {
             Client::Mem => self.mem.as_mut(),
-            Client::Io => self.io.as_mut(),
+            Client::Io(disk) => self.io.get_mut(disk.index())?.as_mut(),
             Client::Vmm(vm) => self.vmms.get_mut(usize::from(vm.0))?.as_mut(),
         }
     }
@@ -593,7 +619,9 @@ impl Root {
             Output::DiskClient { id, client } => {
                 host::disk_client(&mut self.serial, &self.supervisor, *id, *client);
             }
-            Output::Disk(id) => host::disk_machine(&mut self.serial, &self.supervisor, *id),
+            Output::Disk { id, disk } => {
+                host::disk_machine(&mut self.serial, &self.supervisor, *id, *disk);
+            }
             Output::Done { id, outcome } => {
                 self.serial.send(&ToHost::Done { id: *id, outcome: *outcome });
             }
@@ -601,7 +629,7 @@ impl Root {
                 let about: u16 = match server {
                     ServerId::Root => 0,
                     ServerId::Mem => 1,
-                    ServerId::Io => 2,
+                    ServerId::Io(disk) => 0x10 | u16::from(disk.0),
                     ServerId::Vmm(vm) => 0x100 | vm.0,
                 };
                 defmt::warn!("server {=u16:x}: {=str}", about, self.supervisor.last_words());
@@ -611,7 +639,8 @@ impl Root {
     }
 
     fn stats(&mut self, id: u32) {
-        let has_shared = self.mem.is_some() && self.io.is_some();
+        let has_mem = self.mem.is_some();
+        let has_io = self.io.each_ref().map(Option::is_some);
         for vm in (0..MAX_VMS as u16).map(VmId) {
             if self.supervisor.config(vm).is_none() {
                 continue;
@@ -621,16 +650,19 @@ impl Root {
             let ring_bytes = rings * protocol::ring::BLK_RING_BYTES as u64;
             if let Some(Some(server)) = self.vmms.get_mut(usize::from(vm.0)) {
                 let (serial, supervisor) = (&mut self.serial, &self.supervisor);
-                host::vm_stats(serial, supervisor, id, vm, server, ring_bytes, has_shared);
+                host::vm_stats(serial, supervisor, id, vm, server, ring_bytes, (has_mem, has_io));
                 host::server_stats(serial, id, ServerId::Vmm(vm), server, supervisor.starts(vm));
             }
         }
-        let [mem_restarts, io_restarts] = self.supervisor.restart_counts();
+        let mem_restarts = self.supervisor.mem_restarts();
         if let Some(server) = &mut self.mem {
             host::server_stats(&mut self.serial, id, ServerId::Mem, server, mem_restarts);
         }
-        if let Some(server) = &mut self.io {
-            host::server_stats(&mut self.serial, id, ServerId::Io, server, io_restarts);
+        for disk in DiskId::all() {
+            if let Some(server) = &mut self.io[disk.index()] {
+                let restarts = self.supervisor.io_restarts(disk);
+                host::server_stats(&mut self.serial, id, ServerId::Io(disk), server, restarts);
+            }
         }
         let (memory, kernel) = (self.core.machine_memory, self.kernel_memory);
         host::machine(&mut self.serial, id, memory, kernel, self.mem.is_some());
@@ -690,12 +722,12 @@ impl Root {
                 }
             }
             Action::Destroy(vm) => self.destroy(vm),
-            Action::PlaceClient { client, vm, disk } => {
-                let placed = self.place_client(client, vm, disk);
+            Action::PlaceClient { client, vm, disk, part, on } => {
+                let placed = self.place_client(client, vm, (disk, part), on);
                 if let Err(fail) = placed {
                     debug_println!("root-task: disk {disk} of VM {}: {fail:?}", vm.0);
                 }
-                self.supervisor.client_placed(client, placed.ok(), more);
+                self.supervisor.client_placed(client, placed.map_err(refusal), more);
             }
             Action::PlaceSwap => {
                 let placed = self.place_swap();
@@ -707,12 +739,13 @@ impl Root {
             Action::RemoveClient(client) => {
                 let ring = self.rings.get_mut(usize::from(client)).and_then(Option::take);
                 if let Some(ring) = ring {
-                    ring.destroy(&mut self.objects, self.io.as_ref(), client);
+                    let io = self.io.get(ring.on.index()).and_then(Option::as_ref);
+                    ring.destroy(&mut self.objects, io, client);
                 }
             }
-            Action::RestartIo => {
-                if let Err(fail) = self.restart_io() {
-                    stop("the io-sched-server cannot be made again", &fail);
+            Action::RestartIo(disk) => {
+                if let Err(fail) = self.restart_io(disk) {
+                    stop("an io-sched-server cannot be made again", &fail);
                 }
             }
             Action::RestartMem => {
@@ -763,15 +796,22 @@ impl Root {
         }
     }
 
-    fn place_client(&mut self, client: u16, vm: VmId, disk: u8) -> Result<u64, Fail> {
+    fn place_client(
+        &mut self,
+        client: u16,
+        vm: VmId,
+        place_of_part: (u8, u8),
+        on: DiskId,
+    ) -> Result<u64, Fail> {
         const GONE: Fail = Fail::Archive("a server is gone");
         let vmm = self.vmms.get_mut(usize::from(vm.0)).and_then(Option::as_mut).ok_or(GONE)?;
-        let io = self.io.as_mut().ok_or(GONE)?;
+        let io = self.io.get_mut(on.index()).and_then(Option::as_mut).ok_or(GONE)?;
         let place = self.rings.get_mut(usize::from(client)).ok_or(GONE)?;
-        let mut ring = Ring::new(&mut self.objects, &mut self.core)?;
+        let mut ring = Ring::new(&mut self.objects, &mut self.core, on)?;
+        let (objects, core) = (&mut self.objects, &self.core);
         let shown = ring
-            .show_to_io(&mut self.objects, io, client, vmm)
-            .and_then(|()| ring.show_to_vmm(&mut self.objects, &self.core, vmm, client, disk));
+            .show_to_io(objects, io, client, vmm)
+            .and_then(|()| ring.show_to_vmm(objects, core, vmm, client, place_of_part));
         if let Err(fail) = shown {
             ring.destroy(&mut self.objects, Some(io), client);
             return Err(fail);
@@ -784,8 +824,8 @@ impl Root {
     fn place_swap(&mut self) -> Result<u64, Fail> {
         const GONE: Fail = Fail::Archive("a server is gone");
         let mem = self.mem.as_mut().ok_or(GONE)?;
-        let io = self.io.as_mut().ok_or(GONE)?;
-        let mut ring = Ring::new(&mut self.objects, &mut self.core)?;
+        let io = self.io[SWAP_DISK.index()].as_mut().ok_or(GONE)?;
+        let mut ring = Ring::new(&mut self.objects, &mut self.core, SWAP_DISK)?;
         let shown = ring
             .show_to_io(&mut self.objects, io, SWAP_CLIENT, mem)
             .and_then(|()| ring.map_into(&mut self.objects, mem, startup::SWAP_RING_VADDR));
@@ -798,27 +838,42 @@ impl Root {
         Ok(paddr)
     }
 
-    fn restart_io(&mut self) -> Result<(), Fail> {
-        if let Some(server) = self.io.take() {
-            self.core.answer_io_caller();
+    /// Ends the io-sched-server of `disk`, if there is one, and makes it anew as soon as no other is starting.
+    fn restart_io(&mut self, disk: DiskId) -> Result<(), Fail> {
+        if let Some(server) = self.io.get_mut(disk.index()).and_then(Option::take) {
+            self.core.answer_io_caller(disk);
             server.destroy(&mut self.objects);
         }
+        self.io_to_make |= 1 << disk.0;
+        self.make_waiting_io()
+    }
+
+    /// Makes the next io-sched-server that is to be made, unless one is starting.
+    fn make_waiting_io(&mut self) -> Result<(), Fail> {
+        let is_starting = |server: &Server| !server.is_passive;
+        if self.io_to_make == 0 || self.io.iter().flatten().any(is_starting) {
+            return Ok(());
+        }
+        let disk = DiskId(self.io_to_make.trailing_zeros() as u8);
+        self.io_to_make &= self.io_to_make - 1;
+        let Some(devices) = self.devices.get_mut(disk.index()) else { return Ok(()) };
         let (groups, policy) = self.supervisor.io_settings();
-        (self.devices.start.groups, self.devices.start.policy) = (groups.clone(), policy);
+        (devices.start.groups, devices.start.policy) = (groups.clone(), policy);
         let (objects, core) = (&mut self.objects, &mut self.core);
-        let mut server = servers::make_io(objects, core, &self.blobs, &mut self.devices)?;
-        for (client, vm, _) in self.supervisor.rings() {
+        let mut server = servers::make_io(objects, core, &self.blobs, devices)?;
+        devices.start.restarted = true;
+        for (client, vm) in self.supervisor.rings(disk) {
             let ring = self.rings.get_mut(usize::from(client)).and_then(Option::as_mut);
             let vmm = self.vmms.get(usize::from(vm.0)).and_then(Option::as_ref);
             if let (Some(ring), Some(vmm)) = (ring, vmm) {
                 ring.show_to_io(&mut self.objects, &mut server, client, vmm)?;
             }
         }
-        let ring = self.rings[usize::from(SWAP_CLIENT)].as_mut();
+        let ring = self.rings[usize::from(SWAP_CLIENT)].as_mut().filter(|ring| ring.on == disk);
         if let (Some(ring), Some(mem)) = (ring, &self.mem) {
             ring.show_to_io(&mut self.objects, &mut server, SWAP_CLIENT, mem)?;
         }
-        self.io.insert(server).resume()
+        self.io[disk.index()].insert(server).resume()
     }
 
     fn restart_mem(&mut self) -> Result<(), Fail> {
@@ -835,7 +890,7 @@ impl Root {
         let client = match server {
             ServerId::Root => return,
             ServerId::Mem => Client::Mem,
-            ServerId::Io => Client::Io,
+            ServerId::Io(disk) => Client::Io(disk),
             ServerId::Vmm(vm) => Client::Vmm(vm),
         };
         if let Some(server) = self.server_mut(client) {

@@ -11,9 +11,9 @@ use protocol::io::{ClientStats, DiskStats, IoError, MAX_CLIENTS};
 use protocol::link::{Event, Refusal, ServerId, StopReason, VmState};
 use protocol::mem::{Explanation, MemError, MemRequest, VmMemory};
 use protocol::root::{IoCommand, Text, VmmCommand};
-use protocol::slots::{Client, SWAP_CLIENT};
+use protocol::slots::{Client, SWAP_CLIENT, SWAP_DISK};
 use protocol::system::{GROUPS_MAX, Group, IoControl, IoPolicy, Memory, System, Vm, VmRule};
-use protocol::units::{MAX_VMS, Nanos, VmId};
+use protocol::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, VmId};
 
 mod answers;
 mod faults;
@@ -51,14 +51,18 @@ pub enum Action {
         vm: VmId,
         /// Which disk of the VM.
         disk: u8,
+        /// Which part of it.
+        part: u8,
+        /// The disk of the machine whose io-sched-server serves it.
+        on: DiskId,
     },
     /// Make the ring of the swap partition between mem-server and io-sched-server. The edge then calls
     /// [`Supervisor::swap_placed`].
     PlaceSwap,
     /// Take the ring of a client back.
     RemoveClient(u16),
-    /// Make the io-sched-server anew; the rings stay.
-    RestartIo,
+    /// Make the io-sched-server of a disk anew; the rings stay.
+    RestartIo(DiskId),
     /// Make the mem-server anew; it holds nothing of any VM any more.
     RestartMem,
     /// Tell a server that commands wait.
@@ -101,8 +105,13 @@ pub enum Output {
         /// The client.
         client: u16,
     },
-    /// A row about the disk; the numbers are in [`Supervisor::disk_stats`].
-    Disk(u32),
+    /// A row about a disk of the machine; the numbers are in [`Supervisor::disk_stats`].
+    Disk {
+        /// The request.
+        id: u32,
+        /// The disk.
+        disk: DiskId,
+    },
     /// The end of an answer.
     Done {
         /// The request.
@@ -169,6 +178,8 @@ enum ClientState {
 struct ClientEntry {
     vm: VmId,
     disk: u8,
+    part: u8,
+    on: DiskId,
     state: ClientState,
     ring_paddr: u64,
 }
@@ -184,14 +195,42 @@ enum MemWait {
     Swap,
 }
 
-/// Who waits for the io-sched-server's next answer, but for attachments.
+/// Who waits for the next answer of the io-sched-server of disk `on`, but for attachments. What concerns several of them is
+/// asked of one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IoWait {
-    Control { id: u32, vm: VmId, disk: u8, control: IoControl },
-    Group { id: u32, group: u8, control: IoControl },
-    Policy { id: u32, policy: IoPolicy },
-    Client { id: u32, client: u16 },
+    Control {
+        id: u32,
+        vm: VmId,
+        disk: u8,
+        client: u16,
+        control: IoControl,
+    },
+    Group {
+        id: u32,
+        group: u8,
+        control: IoControl,
+    },
+    Policy {
+        id: u32,
+        policy: IoPolicy,
+    },
+    Client {
+        id: u32,
+        client: u16,
+    },
     Disk(u32),
+    /// An earlier change is taken back: nobody waits.
+    Undo,
+}
+
+/// What is kept for one io-sched-server.
+#[derive(Debug)]
+struct IoSide {
+    commands: Deque<IoCommand, COMMANDS_MAX>,
+    waits: Deque<IoWait, COMMANDS_MAX>,
+    faulted_at: Option<Nanos>,
+    restarts: u32,
 }
 
 /// Whether an artefact is in the boot archive, asked when a VM is created.
@@ -211,12 +250,12 @@ pub struct Supervisor {
     has_booted: bool,
     mem_commands: Deque<MemRequest, COMMANDS_MAX>,
     mem_waits: Deque<MemWait, COMMANDS_MAX>,
-    io_commands: Deque<IoCommand, COMMANDS_MAX>,
-    io_waits: Deque<IoWait, COMMANDS_MAX>,
-    io_faulted_at: Option<Nanos>,
+    /// By disk of the machine; the first `disks` of them are there.
+    io: [IoSide; MACHINE_DISKS_MAX],
+    disks: u8,
     mem_faulted_at: Option<Nanos>,
     restarts: Deque<Nanos, RESTARTS_MAX>,
-    restart_counts: [u32; 2],
+    mem_restarts: u32,
     is_ready: bool,
     boot_starts: u32,
     explanation: Option<Explanation>,
@@ -254,12 +293,11 @@ impl Supervisor {
             has_booted: false,
             mem_commands: Deque::new(),
             mem_waits: Deque::new(),
-            io_commands: Deque::new(),
-            io_waits: Deque::new(),
-            io_faulted_at: None,
+            io: [const { IoSide::NEW }; MACHINE_DISKS_MAX],
+            disks: system.disks,
             mem_faulted_at: None,
             restarts: Deque::new(),
-            restart_counts: [0; 2],
+            mem_restarts: 0,
             is_ready: false,
             boot_starts: 0,
             explanation: None,
@@ -289,14 +327,23 @@ impl Supervisor {
         &self.client_stats
     }
 
-    /// Whose disk `client` is (`None` for the mem-server's swap), which of them, its partition and its claim.
-    pub fn client(&self, client: u16) -> Option<(Option<VmId>, u8, &str, IoControl)> {
+    /// Which virtual disk `client` is a part of.
+    pub fn client(&self, client: u16) -> Option<ClientInfo<'_>> {
         if client == SWAP_CLIENT {
-            return self.swap.served().map(|name| (None, 0, name.as_str(), IoControl::default()));
+            let partition = self.swap.served()?.as_str();
+            let (disk, part, io) = (0, (0, 1), IoControl::default());
+            return Some(ClientInfo { vm: None, disk, part, on: SWAP_DISK, partition, io });
         }
         let entry = self.clients.get(usize::from(client))?.as_ref()?;
         let disk = self.config(entry.vm)?.disks.get(usize::from(entry.disk))?;
-        Some((Some(entry.vm), entry.disk, &disk.partition, disk.io))
+        Some(ClientInfo {
+            vm: Some(entry.vm),
+            disk: entry.disk,
+            part: (entry.part, disk.parts),
+            on: entry.on,
+            partition: &disk.partition,
+            io: disk.io,
+        })
     }
 
     /// Figures of the last [`Output::Disk`].
@@ -304,7 +351,7 @@ impl Supervisor {
         &self.disk_stats
     }
 
-    /// The groups with their present claims, and the disk's policy: what a new io-sched-server is told.
+    /// The groups with their present claims, and the disks' policy: what a new io-sched-server is told.
     pub const fn io_settings(&self) -> (&Vec<Group, GROUPS_MAX>, IoPolicy) {
         (&self.groups, self.io_policy)
     }
@@ -346,26 +393,32 @@ impl Supervisor {
         (0..).zip(&self.vms).filter_map(known)
     }
 
-    /// The client of a VM's disk, if it is attached.
-    pub fn client_of(&self, vm: VmId, disk: u8) -> Option<u16> {
-        let is_it = |entry: &ClientEntry| entry.vm == vm && entry.disk == disk;
+    /// The client that is part `part` of a VM's disk, if there is one.
+    fn client_of(&self, vm: VmId, disk: u8, part: u8) -> Option<u16> {
+        let is_it =
+            |entry: &ClientEntry| entry.vm == vm && entry.disk == disk && entry.part == part;
         (0..)
             .zip(&self.clients)
             .find_map(|(client, entry)| entry.as_ref().filter(|entry| is_it(entry)).map(|_| client))
     }
 
-    /// All clients of a VM's disks.
-    pub fn clients_of(&self, vm: VmId) -> impl Iterator<Item = u16> + '_ {
+    /// All clients of a VM's disks, with the disk of the machine that serves each.
+    pub fn clients_of(&self, vm: VmId) -> impl Iterator<Item = (u16, DiskId)> + '_ {
         (0..).zip(&self.clients).filter_map(move |(client, entry)| {
-            entry.as_ref().filter(|entry| entry.vm == vm).map(|_| client)
+            entry.as_ref().filter(|entry| entry.vm == vm).map(|entry| (client, entry.on))
         })
     }
 
-    /// All clients with a ring: number, VM, disk.
-    pub fn rings(&self) -> impl Iterator<Item = (u16, VmId, u8)> + '_ {
-        (0..).zip(&self.clients).filter_map(|(client, entry)| {
-            entry.as_ref().map(|entry| (client, entry.vm, entry.disk))
+    /// All clients with a ring at the io-sched-server of `disk`: number and VM.
+    pub fn rings(&self, disk: DiskId) -> impl Iterator<Item = (u16, VmId)> + '_ {
+        (0..).zip(&self.clients).filter_map(move |(client, entry)| {
+            entry.as_ref().filter(|entry| entry.on == disk).map(|entry| (client, entry.vm))
         })
+    }
+
+    /// The disks of the machine that have an io-sched-server.
+    pub fn disks(&self) -> impl Iterator<Item = DiskId> + use<> {
+        (0..self.disks).map(DiskId)
     }
 
     /// The swap partition has a ring.
@@ -373,14 +426,19 @@ impl Supervisor {
         self.swap.has_ring()
     }
 
-    /// How often the mem-server and the io-sched-server were started again.
-    pub const fn restart_counts(&self) -> [u32; 2] {
-        self.restart_counts
+    /// How often the mem-server was started again.
+    pub const fn mem_restarts(&self) -> u32 {
+        self.mem_restarts
+    }
+
+    /// How often the io-sched-server of `disk` was started again.
+    pub fn io_restarts(&self, disk: DiskId) -> u32 {
+        self.io.get(disk.index()).map_or(0, |side| side.restarts)
     }
 
     // ---- start-up -----------------------------------------------------------------------------------------------
 
-    /// Both shared servers run: attaches the swap partition, then starts the VMs that start at boot.
+    /// All shared servers run: attaches the swap partition, then starts the VMs that start at boot.
     pub fn boot(&mut self, actions: &mut Actions) {
         if !self.place_swap(actions) {
             self.boot_vms(actions);
@@ -423,10 +481,11 @@ impl Supervisor {
         true
     }
 
-    fn tell_io(&mut self, command: IoCommand, actions: &mut Actions) -> bool {
-        let is_queued = self.io_commands.push_back(command).is_ok();
+    fn tell_io(&mut self, disk: DiskId, command: IoCommand, actions: &mut Actions) -> bool {
+        let Some(side) = self.io.get_mut(disk.index()) else { return false };
+        let is_queued = side.commands.push_back(command).is_ok();
         if is_queued {
-            push(actions, Action::Signal(Client::Io));
+            push(actions, Action::Signal(Client::Io(disk)));
         }
         is_queued
     }
@@ -485,44 +544,54 @@ impl Supervisor {
 
     fn attach_next_disk(&mut self, vm: VmId, actions: &mut Actions) {
         let Some(entry) = self.entry(vm) else { return };
-        let disks = entry.config.disks.len() as u8;
-        let Some(disk) = (0..disks).find(|disk| self.client_of(vm, *disk).is_none()) else {
+        let mut parts = (0_u8..).zip(&entry.config.disks).flat_map(|(number, disk)| {
+            (0..disk.parts).map(move |part| (number, part, disk.place(part)))
+        });
+        let missing = parts.find(|(disk, part, _)| self.client_of(vm, *disk, *part).is_none());
+        let Some((disk, part, on)) = missing else {
             self.set_phase(vm, Phase::Loading, actions);
             push(actions, Action::Resume(vm));
             return;
         };
         let free = self.clients.iter().take(usize::from(SWAP_CLIENT)).position(Option::is_none);
         let Some(index) = free else {
-            self.fail_start(vm, Refusal::Full, actions);
+            self.fail_start(vm, Refusal::DiskClients, actions);
             return;
         };
-        self.clients[index] =
-            Some(ClientEntry { vm, disk, state: ClientState::Attaching, ring_paddr: 0 });
-        let client = index as u16;
-        push(actions, Action::PlaceClient { client, vm, disk });
+        let state = ClientState::Attaching;
+        self.clients[index] = Some(ClientEntry { vm, disk, part, on, state, ring_paddr: 0 });
+        push(actions, Action::PlaceClient { client: index as u16, vm, disk, part, on });
     }
 
-    /// The ring of `client` is in place at `ring_paddr`, or could not be made.
-    pub fn client_placed(&mut self, client: u16, ring_paddr: Option<u64>, actions: &mut Actions) {
+    /// The ring of `client` is in place at the physical address, or could not be made.
+    pub fn client_placed(
+        &mut self,
+        client: u16,
+        ring_paddr: Result<u64, Refusal>,
+        actions: &mut Actions,
+    ) {
         let Some(Some(entry)) = self.clients.get_mut(usize::from(client)) else { return };
         let vm = entry.vm;
-        let Some(paddr) = ring_paddr else {
-            self.clients[usize::from(client)] = None;
-            self.fail_start(vm, Refusal::Full, actions);
-            return;
-        };
-        entry.ring_paddr = paddr;
-        self.queue_attach(client, actions);
+        match ring_paddr {
+            Ok(paddr) => {
+                entry.ring_paddr = paddr;
+                self.queue_attach(client, actions);
+            }
+            Err(refusal) => {
+                self.clients[usize::from(client)] = None;
+                self.fail_start(vm, refusal, actions);
+            }
+        }
     }
 
     fn queue_attach(&mut self, client: u16, actions: &mut Actions) {
         let Some(Some(entry)) = self.clients.get(usize::from(client)) else { return };
-        let (vm, ring_paddr) = (entry.vm, entry.ring_paddr);
+        let (vm, on, ring_paddr) = (entry.vm, entry.on, entry.ring_paddr);
         let Some(config) = self.entry(vm).map(|entry| &entry.config) else { return };
         let Some(disk) = config.disks.get(usize::from(entry.disk)) else { return };
         let command =
             IoCommand::Attach { client, disk: disk.clone(), group: config.group, ring_paddr };
-        if !self.tell_io(command, actions) {
+        if !self.tell_io(on, command, actions) {
             self.fail_start(vm, Refusal::Full, actions);
         }
     }
@@ -561,7 +630,8 @@ impl Supervisor {
             };
             if client.state != ClientState::Detaching {
                 client.state = ClientState::Detaching;
-                let _ = self.tell_io(IoCommand::Detach { client: index as u16 }, actions);
+                let on = client.on;
+                let _ = self.tell_io(on, IoCommand::Detach { client: index as u16 }, actions);
             }
         }
         if was_loading {
@@ -609,15 +679,39 @@ impl Supervisor {
 }
 
 impl IoWait {
-    const fn id(&self) -> u32 {
+    /// The request of the host that waits, if one does.
+    const fn id(&self) -> Option<u32> {
         match *self {
             Self::Control { id, .. }
             | Self::Group { id, .. }
             | Self::Policy { id, .. }
             | Self::Client { id, .. }
-            | Self::Disk(id) => id,
+            | Self::Disk(id) => Some(id),
+            Self::Undo => None,
         }
     }
+}
+
+impl IoSide {
+    const NEW: Self =
+        Self { commands: Deque::new(), waits: Deque::new(), faulted_at: None, restarts: 0 };
+}
+
+/// A client of an io-sched-server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientInfo<'s> {
+    /// Whose disk it is part of; `None` for the mem-server's swap partition.
+    pub vm: Option<VmId>,
+    /// Which disk of the VM.
+    pub disk: u8,
+    /// Which part of it, and of how many.
+    pub part: (u8, u8),
+    /// The disk of the machine.
+    pub on: DiskId,
+    /// The partition's label.
+    pub partition: &'s str,
+    /// The virtual disk's claim.
+    pub io: IoControl,
 }
 
 impl Entry {
@@ -641,12 +735,12 @@ impl Entry {
 pub const fn server_id(client: Client) -> ServerId {
     match client {
         Client::Mem => ServerId::Mem,
-        Client::Io => ServerId::Io,
+        Client::Io(disk) => ServerId::Io(disk),
         Client::Vmm(vm) => ServerId::Vmm(vm),
     }
 }
 
-const fn io_refusal(error: IoError) -> Refusal {
+const fn io_refusal(disk: DiskId, error: IoError) -> Refusal {
     match error {
         IoError::Overcommitted { asked, free } => Refusal::Disk { asked, free },
         IoError::GroupLimit { asked, free } => Refusal::GroupLimit { asked, free },
@@ -656,7 +750,7 @@ const fn io_refusal(error: IoError) -> Refusal {
         | IoError::NoPartition
         | IoError::NoDisk
         | IoError::BadRing
-        | IoError::Malformed => Refusal::Server(ServerId::Io),
+        | IoError::Malformed => Refusal::Server(ServerId::Io(disk)),
     }
 }
 

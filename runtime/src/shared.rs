@@ -5,6 +5,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::ring::{BLK_RING_BYTES, ByteRing, console_rings};
+use protocol::slots::vmm_part;
 use protocol::startup::{
     CONSOLE_VADDR, IO_RING_VADDR, LOG_VADDR, RING_STRIDE, Region, SHARED_VADDR, SWAP_RING_VADDR,
     VMM_RING_VADDR,
@@ -52,10 +53,11 @@ pub fn console() -> (ByteRing<'static>, ByteRing<'static>) {
     console_rings(unsafe { words(CONSOLE_VADDR, 4096) })
 }
 
-/// vmm-server: ring memory of disk `disk`. A use faults if there is no such disk.
-pub fn vmm_ring(disk: u8) -> &'static [AtomicU64] {
-    let vaddr = VMM_RING_VADDR + RING_STRIDE * u64::from(disk);
-    // SAFETY: mapped before the vmm-server starts, one per configured disk, at addresses used for nothing else.
+/// vmm-server: ring memory of part `part` of disk `disk`. A use faults if there is no such disk.
+pub fn vmm_ring(disk: u8, part: u8) -> &'static [AtomicU64] {
+    let vaddr = VMM_RING_VADDR + RING_STRIDE * vmm_part(disk, part);
+    // SAFETY: mapped before the vmm-server starts, one for each part of each configured disk, at addresses used for
+    // nothing else.
     unsafe { words(vaddr, BLK_RING_BYTES as u64) }
 }
 

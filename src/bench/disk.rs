@@ -8,7 +8,7 @@ use crate::report::Stats;
 use crate::session::{Ask, Session};
 use crate::{Error, WORKSPACE};
 use protocol::link::{Request, ServerId};
-use protocol::units::VmId;
+use protocol::units::{DiskId, VmId};
 use std::path::Path;
 use std::process::Command;
 
@@ -70,7 +70,7 @@ const READS: [u64; 2] = [1000, 3000];
 fn charged(session: &Session, vm: VmId) -> Result<[u64; 2], Error> {
     let stats = Stats::from_lines(&session.ask(Request::Stats)?);
     let guest = stats.vms.iter().find(|(id, ..)| *id == vm).map_or(0, |(.., vm)| vm.vcpu_time.0);
-    let server = stats.servers.iter().find(|(id, _)| *id == ServerId::Io);
+    let server = stats.servers.iter().find(|(id, _)| *id == ServerId::Io(DiskId(0)));
     Ok([guest, server.map_or(0, |(_, server)| server.time.0)])
 }
 

@@ -135,7 +135,7 @@ pub fn figures(figures: &mut Figures) -> Result<(), Error> {
     let direct = Image {
         kernel: builder::guest::kernel(&cache, &image::progress)?,
         module: builder::guest::initramfs(&cache, &image::progress)?,
-        disk: None,
+        disks: Vec::new(),
         memory_mib: 128,
     };
     drop(cache);

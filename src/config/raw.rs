@@ -94,8 +94,10 @@ pub struct Host {
     pub kernel_memory: Option<Spanned<Size>>,
     /// Disk scheduling.
     pub io_policy: PolicyWord,
-    /// What the disk is made to look like.
+    /// What the disks are made to look like.
     pub disk_model: Option<Spanned<DiskModel>>,
+    /// Disks of the machine.
+    pub disks: Option<Spanned<u8>>,
     /// Speed of the sharing scanner.
     pub scan_pages_per_second: u32,
     /// Estimate activity from access bits.
@@ -292,6 +294,10 @@ pub struct DiskTable {
     pub partition: Option<Spanned<String>>,
     /// Size of the partition.
     pub size: Option<Spanned<Size>>,
+    /// The disk of the machine it is on; 0 if absent.
+    pub on: Option<Spanned<u8>>,
+    /// Disks of the machine over which it is spread, from `on` on; 1 if absent.
+    pub stripe: Option<Spanned<u8>>,
     /// The guest may not write.
     #[serde(default)]
     pub readonly: bool,

@@ -8,7 +8,7 @@ use crate::session::{DiskClient, Line};
 use protocol::io::{ClientStats, DiskStats, LATENCY_BOUNDS};
 use protocol::link::{MachineStats, ServerId, ServerStats, Unit, VmState, VmStats};
 use protocol::system::IoControl;
-use protocol::units::VmId;
+use protocol::units::{DiskId, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Default)]
@@ -148,6 +148,19 @@ fn full() -> Stats {
             partition,
             control,
             stats,
+            part: (0, 1),
+            on: DiskId(0),
+        }));
+    }
+    for part in [0, 1] {
+        lines.push(Line::DiskClient(DiskClient {
+            vm: Some(VmId(0)),
+            disk: 1,
+            partition: "wide".to_owned(),
+            control: IoControl::default(),
+            stats: ClientStats::default(),
+            part: (part, 2),
+            on: DiskId(part),
         }));
     }
     lines.push(Line::DiskClient(DiskClient {
@@ -156,11 +169,16 @@ fn full() -> Stats {
         partition: "swap".to_owned(),
         control: IoControl::default(),
         stats: ClientStats::default(),
+        part: (0, 1),
+        on: DiskId(0),
     }));
     let stats = DiskStats { is_modelled: true, ..DiskStats::default() };
-    lines.push(Line::Disk { stats });
+    for disk in [DiskId(0), DiskId(1)] {
+        lines.push(Line::Disk { disk, stats });
+    }
     lines.push(Line::Machine { stats: MachineStats::default() });
-    for server in [ServerId::Root, ServerId::Mem, ServerId::Io] {
+    for server in [ServerId::Root, ServerId::Mem, ServerId::Io(DiskId(0)), ServerId::Io(DiskId(1))]
+    {
         lines.push(Line::Server { server, stats: ServerStats::default() });
     }
     let mut stats = Stats::from_lines(&lines);
@@ -194,6 +212,8 @@ fn the_text_keeps_the_grammar() {
         "ballast_vm_disk_latency_seconds_count{vm=\"web\",disk=\"disk0\"} 14\n",
         "ballast_io_phase_total{vm=\"\",disk=\"swap\",phase=\"weight\"} 0\n",
         "ballast_server_restarts_total{server=\"io-sched-server\"} 0\n",
+        "ballast_io_shares{vm=\"web\",disk=\"disk1.1\"} 1000\n",
+        "ballast_io_reserved_rate{on=\"1\"} 0\n",
         "ballast_term_server_bytes{server=\"root-task\",vm=\"web\"} 3\n",
         "vm=\"odd \\\"name\\\"\\\\\"",
     ] {

@@ -3,6 +3,7 @@
 use super::{Stats, Table, millis};
 use crate::session::{DiskClient, Line};
 use protocol::io::{ClientStats, DiskStats, Policy, WaitsFor};
+use protocol::units::DiskId;
 use serde_json::{Value, json};
 
 /// Name of a policy as users write it.
@@ -49,9 +50,17 @@ fn lead_millis(lead: Option<i64>) -> String {
     lead.map_or_else(|| "-".to_owned(), |nanos| format!("{:.1}", nanos as f64 / 1e6))
 }
 
+/// Name of a virtual disk within its VM, with the part if it has several.
+pub fn disk_name(client: &DiskClient) -> String {
+    match client.part {
+        (part, parts) if parts > 1 => format!("disk{}.{part}", client.disk),
+        _ => format!("disk{}", client.disk),
+    }
+}
+
 fn label(client: &DiskClient, vm_name: Option<&str>) -> String {
     match vm_name {
-        Some(name) => format!("{name}/disk{}", client.disk),
+        Some(name) => format!("{name}/{}", disk_name(client)),
         None => client.partition.clone(),
     }
 }
@@ -69,16 +78,22 @@ impl Stats {
     pub fn top_disk(&self, before: Option<&Self>) -> String {
         let then = before.map_or(0, |before| before.machine.uptime.0);
         let seconds = self.machine.uptime.0.saturating_sub(then).max(1) as f64 / 1e9;
-        let mut out = self.disk.as_ref().map_or_else(
-            || "disk: its server does not answer\n\n".to_owned(),
-            |disk| disk_line(disk) + "\n\n",
-        );
+        let mut out = String::new();
+        for (disk, stats) in &self.disks {
+            out.push_str(&disk_line(*disk, stats));
+            out.push('\n');
+        }
+        if self.disks.is_empty() {
+            out.push_str("disk: its server does not answer\n");
+        }
+        out.push('\n');
         let mut table = Table::new(&[
             "DISK", "CMDS/S", "RD/S", "WR/S", "MBRD/S", "MBWR/S", "RSV%", "QUED", "ACTV", "QAVG50",
             "QAVG99", "DAVG50", "DAVG99", "RSV", "LIM", "SHR", "RLEAD", "LLEAD", "SLEAD", "WAITS",
         ]);
         for client in &self.disk_clients {
-            let is_it = |c: &&DiskClient| c.vm == client.vm && c.partition == client.partition;
+            let key = |c: &DiskClient| (c.vm, c.disk, c.part, c.on);
+            let is_it = |c: &&DiskClient| key(c) == key(client);
             let earlier = before.and_then(|before| before.disk_clients.iter().find(is_it));
             let earlier = earlier.map_or(ClientStats::default(), |client| client.stats);
             table.row(self.disk_row(client, &earlier, seconds));
@@ -119,14 +134,15 @@ impl Stats {
         ]
     }
 
-    /// The disk as JSON: itself, and its clients by name.
+    /// The machine's disks as JSON: themselves, and their clients by name.
     pub(super) fn disk_json(&self) -> Value {
         let clients = self.disk_clients.iter().map(|client| {
             (self.disk_label(client), serde_json::to_value(client).unwrap_or_default())
         });
         let clients: serde_json::Map<String, Value> = clients.collect();
-        let disk = self.disk.as_ref().map(|disk| {
+        let disks = self.disks.iter().map(|(number, disk)| {
             json!({
+                "disk": number.0,
                 "policy": policy_name(disk.policy),
                 "completed_total": disk.completed,
                 "depth": disk.depth,
@@ -138,11 +154,11 @@ impl Stats {
                 "later_than_model_total": disk.late,
             })
         });
-        json!({"device": disk, "clients": clients})
+        json!({"devices": disks.collect::<Vec<_>>(), "clients": clients})
     }
 }
 
-fn disk_line(disk: &DiskStats) -> String {
+fn disk_line(number: DiskId, disk: &DiskStats) -> String {
     let capacity = match disk.capacity {
         0 => "not learnt yet (it never was busy)".to_owned(),
         capacity => format!("{capacity}/s"),
@@ -153,8 +169,9 @@ fn disk_line(disk: &DiskStats) -> String {
         String::new()
     };
     format!(
-        "disk: policy {}   capacity {capacity}   reserved {}/s   depth {} ({} in the device)   \
+        "disk {}: policy {}   capacity {capacity}   reserved {}/s   depth {} ({} in the device)   \
          reference request {}{model}",
+        number.0,
         policy_name(disk.policy),
         disk.reserved,
         disk.depth,
@@ -169,8 +186,8 @@ pub fn explain(lines: &[Line]) -> String {
     for line in lines {
         match line {
             Line::DiskClient(client) => out.push_str(&explain_client(client)),
-            Line::Disk { stats } => {
-                out.push_str(&disk_line(stats));
+            Line::Disk { disk, stats } => {
+                out.push_str(&disk_line(*disk, stats));
                 out.push('\n');
             }
             _ => {}
@@ -182,12 +199,13 @@ pub fn explain(lines: &[Line]) -> String {
 fn explain_client(client: &DiskClient) -> String {
     let (stats, control) = (&client.stats, &client.control);
     format!(
-        "disk{} ({}): {} waiting, {} in the device: {}\n  \
+        "{} ({} on disk {}): {} waiting, {} in the device: {}\n  \
          reservation {}/s {} B/s, limit {}/s {} B/s, shares {}, burst {}\n  \
          served by reservation {}, by shares {}; ahead of its clocks: reservation {} ms, limit {} \
          ms, shares {:.1} requests\n",
-        client.disk,
+        disk_name(client),
         client.partition,
+        client.on.0,
         stats.queued,
         stats.in_device,
         wait_text(stats.waits_for),
@@ -212,7 +230,7 @@ mod tests {
     use protocol::io::{ClientStats, DiskStats, Lead, WaitsFor};
     use protocol::link::{MachineStats, VmState};
     use protocol::system::IoControl;
-    use protocol::units::{Nanos, VmId};
+    use protocol::units::{DiskId, Nanos, VmId};
 
     fn lines(seconds: u64, reads: u64) -> [Line; 4] {
         let vm = VmId(0);
@@ -226,13 +244,20 @@ mod tests {
             ..ClientStats::default()
         };
         let control = IoControl { reservation: 20, ..IoControl::default() };
-        let client =
-            DiskClient { vm: Some(vm), disk: 0, partition: "web".to_owned(), control, stats };
+        let client = DiskClient {
+            vm: Some(vm),
+            disk: 0,
+            partition: "web".to_owned(),
+            control,
+            stats,
+            part: (0, 1),
+            on: DiskId(0),
+        };
         [
             Line::Vm { vm, name: "web".to_owned(), state: VmState::Running },
             Line::Machine { stats: machine },
             Line::DiskClient(client),
-            Line::Disk { stats: DiskStats::default() },
+            Line::Disk { disk: DiskId(0), stats: DiskStats::default() },
         ]
     }
 
@@ -253,7 +278,7 @@ mod tests {
         let mut lines = lines(1, 8);
         assert!(!explain(&lines).contains("modelled"));
         let stats = DiskStats { is_modelled: true, late: 3, completed: 70, ..DiskStats::default() };
-        lines[3] = Line::Disk { stats };
+        lines[3] = Line::Disk { disk: DiskId(0), stats };
         let text = explain(&lines);
         assert!(text.contains("modelled (3 of 70 requests later than the model)"), "{text}");
     }
@@ -264,5 +289,23 @@ mod tests {
         assert!(text.contains("its group's limit"), "{text}");
         assert!(text.contains("not learnt yet"), "{text}");
         assert!(!explain(&[]).contains("disk"));
+    }
+
+    #[test]
+    fn parts_of_a_striped_disk_are_told_apart() {
+        let mut lines = lines(1, 8).to_vec();
+        let Line::DiskClient(client) = &mut lines[2] else { panic!("the client's place") };
+        client.part = (0, 2);
+        let mut second = client.clone();
+        (second.part, second.on) = ((1, 2), DiskId(1));
+        second.stats.reads = 80;
+        lines.push(Line::DiskClient(second));
+        lines.push(Line::Disk { disk: DiskId(1), stats: DiskStats::default() });
+        let text = Stats::from_lines(&lines).top_disk(None);
+        for wanted in ["disk 0: policy", "disk 1: policy", "web/disk0.0", "web/disk0.1"] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+        let text = explain(&lines);
+        assert!(text.contains("disk0.1 (web on disk 1)"), "{text}");
     }
 }

@@ -41,7 +41,7 @@ pub fn change(session: &Session, of_web1: u32, policy: IoPolicy) -> Result<(), F
 /// The limit of `web1` and the policy, as the io-sched-server has them.
 pub fn found(session: &Session) -> Result<(Option<u32>, Option<Policy>), Failure> {
     let stats = stats(session)?;
-    Ok((client(&stats, WEB1)?.control.limit, stats.disk.map(|disk| disk.policy)))
+    Ok((client(&stats, WEB1)?.control.limit, stats.disk().map(|disk| disk.policy)))
 }
 
 /// Machine time that `web1` needs for so many single reads of 4 KiB from the disk itself, in milliseconds.
@@ -98,7 +98,7 @@ pub fn claims(runner: &mut Runner, session: &Session, web1: &mut Shell<'_>) {
             web1.start("dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct")?;
             session.ask(Request::IoPolicy(policy)).map_err(text)?;
             web1.finish(tests::guest::HANG)?;
-            let found = stats(session)?.disk.map(|disk| disk.policy);
+            let found = stats(session)?.disk().map(|disk| disk.policy);
             if found != Some(shown) {
                 return Err(format!("the policy is {found:?}, not {shown:?}"));
             }

@@ -12,6 +12,7 @@ mod no_apic;
 mod overcommit;
 mod root_task;
 mod storm;
+mod striped;
 mod swap_errors;
 mod system;
 mod working_set;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     system::run(&mut runner);
     overcommit::run(&mut runner);
     storm::run(&mut runner);
+    striped::run(&mut runner);
     swap_errors::run(&mut runner);
     working_set::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

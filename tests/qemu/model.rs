@@ -5,7 +5,7 @@ use ballast::machine::Clock;
 use ballast::session::{Ask, Session};
 use protocol::io::DiskStats;
 use protocol::link::{Request, ServerId};
-use protocol::units::VmId;
+use protocol::units::{DiskId, VmId};
 use std::sync::Arc;
 use tests::guest::Shell;
 use tests::runner::{Failure, Runner};
@@ -33,7 +33,7 @@ fn reads() -> String {
 
 fn disk(session: &Session) -> Result<DiskStats, Failure> {
     let lines = session.ask(Request::Disks).map_err(text)?;
-    let disk = ballast::report::Stats::from_lines(&lines).disk;
+    let disk = ballast::report::Stats::from_lines(&lines).disk().copied();
     disk.ok_or_else(|| "the io-sched-server does not answer".to_owned())
 }
 
@@ -77,7 +77,7 @@ pub fn run(runner: &mut Runner) {
                     "(while {}; do :; done; echo BROKEN >/dev/ttyS0) & true",
                     reads()
                 ))?;
-                session.ask(Request::Kill(ServerId::Io)).map_err(text)?;
+                session.ask(Request::Kill(ServerId::Io(DiskId(0)))).map_err(text)?;
                 shell.expect(&reads())?;
                 let disk = disk(&session)?;
                 if shell.pending().contains("BROKEN") || !disk.is_modelled {

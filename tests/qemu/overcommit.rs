@@ -4,7 +4,7 @@ use crate::boot::{start, stats, stop, text};
 use ballast::machine::Clock;
 use ballast::session::{Ask, Session};
 use protocol::link::{Event, MemoryStats, Request, ServerId, VmState};
-use protocol::units::{Pages, VmId};
+use protocol::units::{DiskId, Pages, VmId};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -151,7 +151,7 @@ fn overcommit(runner: &mut Runner) {
             }
         });
         runner.case("overcommit: a new io-sched-server finds the swap requests", || {
-            session.ask(Request::Kill(ServerId::Io)).map_err(text)?;
+            session.ask(Request::Kill(ServerId::Io(DiskId(0)))).map_err(text)?;
             shells.iter_mut().try_for_each(|shell| rounds(shell, 1))?;
             bad_event(&session).map_or(Ok(()), |event| Err(format!("{event:?}")))
         });

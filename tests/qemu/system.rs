@@ -10,7 +10,7 @@ use ballast::session::{Ask, Line, Session, run_folder};
 use protocol::io::Policy;
 use protocol::link::{Event, Request, ServerId, Setting, VmState};
 use protocol::system::IoPolicy;
-use protocol::units::{Pages, VmId};
+use protocol::units::{DiskId, Pages, VmId};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -334,8 +334,9 @@ fn drills<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2
     runner.case("drills: the io-sched-server is killed under load and nothing is lost", || {
         disk::change(session, DRILL_LIMIT, IoPolicy::Sfq)?;
         start_writer(web1)?;
-        ask(Request::Kill(ServerId::Io))?;
-        figures.push(("io-sched-server out of service", downtime(session, ServerId::Io)?));
+        ask(Request::Kill(ServerId::Io(DiskId(0))))?;
+        figures
+            .push(("io-sched-server out of service", downtime(session, ServerId::Io(DiskId(0)))?));
         figures.push(("worst record, io-sched-server killed", worst_stall(web1)?));
         web1.expect(VERIFY).map(drop)
     });

@@ -8,6 +8,7 @@ mod edge;
 
 use core::cell::UnsafeCell;
 use core::fmt::Write as _;
+use core::sync::atomic::AtomicU64;
 
 use abi::vcpu::{PASS_THROUGH_MSRS, field};
 use edge::host::{Machine, VCPU, io_endpoint};
@@ -17,6 +18,7 @@ use heapless::Vec;
 use protocol::io::{DiskInfo, Io, IoReply, IoRequest};
 use protocol::root::{RootRequest, Text, VmEvent};
 use protocol::startup::{Region, Role, Startup, VmmStart};
+use protocol::units::MACHINE_DISKS_MAX;
 use runtime::serve::{NOTIFICATION, ask_root};
 use runtime::{message, shared};
 use vmm_server::boot::{self, Image, MODULES_MAX, Module, State};
@@ -91,8 +93,8 @@ fn prepare(
         cpuid: Cpuid::new(machine_cpuid),
         balloon: start.config.balloon,
     });
-    for index in 0..start.config.disks.len() as u8 {
-        vmm.add_disk(index, open_disk(index)?);
+    for (index, disk) in (0..).zip(&start.config.disks) {
+        vmm.add_disk(index, open_disk(index, disk.parts)?);
     }
     let mut modules: Vec<Module<'_>, MODULES_MAX> = Vec::new();
     for (index, region) in start.modules.iter().enumerate() {
@@ -123,11 +125,20 @@ fn take_rip(state: &mut State) -> u64 {
     rip
 }
 
-fn open_disk(index: u8) -> Result<Blk, Text> {
-    let answer = message::call::<Io>(io_endpoint(index), &IoRequest::Info);
-    let Ok(IoReply::Disk(DiskInfo { sectors, is_read_only })) = answer else {
-        return Err(text(format_args!("disk {index} is not served: {answer:?}")));
-    };
-    Blk::new(shared::vmm_ring(index), sectors, is_read_only, index)
+fn open_disk(index: u8, parts: u8) -> Result<Blk, Text> {
+    let mut rings: Vec<&[AtomicU64], MACHINE_DISKS_MAX> = Vec::new();
+    let (mut smallest, mut read_only) = (u64::MAX, false);
+    for part in 0..parts {
+        let answer = message::call::<Io>(io_endpoint(index, part), &IoRequest::Info);
+        let Ok(IoReply::Disk(DiskInfo { sectors, is_read_only })) = answer else {
+            return Err(text(format_args!(
+                "part {part} of disk {index} is not served: {answer:?}"
+            )));
+        };
+        smallest = smallest.min(sectors);
+        read_only |= is_read_only;
+        let _ = rings.push(shared::vmm_ring(index, part));
+    }
+    Blk::new(&rings, smallest, read_only, index)
         .map_err(|error| text(format_args!("the ring of disk {index} is broken: {error:?}")))
 }

@@ -41,10 +41,10 @@ impl BalloonHost for World {
 }
 
 impl DeviceHost for World {
-    fn ring(&self, _: u8) -> &[AtomicU64] {
+    fn ring(&self, _: u8, _: u8) -> &[AtomicU64] {
         &self.ring
     }
-    fn doorbell(&mut self, _: u8) {
+    fn doorbell(&mut self, _: u8, _: u8) {
         self.doorbells += 1;
     }
     fn balloon_ready(&mut self, _: bool) {}
@@ -113,7 +113,7 @@ impl Bench {
             cpuid: Cpuid::new(|_, _| [0xff; 4]),
             balloon: protocol::system::Balloon::default(),
         });
-        vmm.add_disk(0, Blk::new(&ring, 100, false, 0).unwrap());
+        vmm.add_disk(0, Blk::new(&[&ring], 100, false, 0).unwrap());
         let mut memory = VecMemory::new(0x4_0000);
         memory.write(PML4, &(0x2000u64 | 7).to_le_bytes()).unwrap();
         memory.write(0x2000, &0x83u64.to_le_bytes()).unwrap();

@@ -93,6 +93,7 @@ fn attach(input: &mut Input<'_>) -> IoRequest {
         is_read_only: input.byte() & 1 == 1,
         group: None,
         controls: controls(input),
+        servers: input.byte() % 3,
         ring_paddr: 0,
     }
 }

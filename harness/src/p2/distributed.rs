@@ -1,11 +1,10 @@
 //! E7: dmClock over several servers.
 
 use io_sched_server::{
-    dmclock::Rule,
     model::{Array, Curve, Fifo},
     server::Config,
 };
-use protocol::io::Policy;
+use protocol::{dmclock::Rule, io::Policy};
 
 use super::{config, controls, seconds};
 use crate::{

@@ -1,12 +1,14 @@
 //! The machine's disk: a GPT with one partition for each virtual disk, found by its label.
 
 use crate::command::{Error, at, run};
+use protocol::stripe::{Stripes, UNIT_SECTORS};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const MIB: u64 = 1 << 20;
+const SECTOR: u64 = 512;
 /// Bytes in front of the first partition and behind the last: the two partition tables.
 const MARGIN: u64 = MIB;
 
@@ -31,14 +33,26 @@ pub enum Content {
 pub struct Partition {
     /// Its GPT label.
     pub label: String,
-    /// Its size in bytes; rounded up to a MiB.
+    /// Size in bytes of the virtual disk that it is a part of; rounded up to a MiB.
     pub size: u64,
-    /// What it holds.
+    /// What that disk holds.
     pub content: Content,
+    /// The parts of that disk.
+    pub stripes: Stripes,
+    /// Which of them this is.
+    pub part: u8,
 }
 
-fn rounded(partition: &Partition) -> u64 {
-    partition.size.next_multiple_of(MIB)
+impl Partition {
+    /// Bytes of the virtual disk.
+    const fn whole(&self) -> u64 {
+        self.size.next_multiple_of(MIB)
+    }
+
+    /// Bytes of this part.
+    const fn bytes(&self) -> u64 {
+        (self.stripes.part_sectors(self.whole() / SECTOR) * SECTOR).next_multiple_of(MIB)
+    }
 }
 
 /// Writes the whole disk to `output`.
@@ -47,7 +61,7 @@ fn rounded(partition: &Partition) -> u64 {
 ///
 /// [`Error`] if an image is missing or larger than its partition.
 pub fn build(partitions: &[Partition], output: &Path) -> Result<(), Error> {
-    let total = partitions.iter().map(rounded).sum::<u64>() + 2 * MARGIN;
+    let total = partitions.iter().map(Partition::bytes).sum::<u64>() + 2 * MARGIN;
     let disk = File::create(output).map_err(at(output))?;
     disk.set_len(total).map_err(at(output))?;
     let mut sgdisk = Command::new("/usr/sbin/sgdisk");
@@ -55,16 +69,16 @@ pub fn build(partitions: &[Partition], output: &Path) -> Result<(), Error> {
     let mut start = MARGIN;
     for (index, partition) in partitions.iter().enumerate() {
         let number = index + 1;
-        let sectors = (start / 512, (start + rounded(partition)) / 512 - 1);
+        let sectors = (start / 512, (start + partition.bytes()) / 512 - 1);
         sgdisk.arg(format!("--new={number}:{}:{}", sectors.0, sectors.1));
         sgdisk.arg(format!("--change-name={number}:{}", partition.label));
-        start += rounded(partition);
+        start += partition.bytes();
     }
     run(sgdisk.arg(output), "gdisk")?;
     let mut start = MARGIN;
     for partition in partitions {
         fill(output, start, partition)?;
-        start += rounded(partition);
+        start += partition.bytes();
     }
     Ok(())
 }
@@ -75,16 +89,16 @@ fn fill(disk: &Path, start: u64, partition: &Partition) -> Result<(), Error> {
         Content::Raw(image) => (image.clone(), None),
         Content::Root { image, hostname } => {
             let scratch = disk.with_extension("partition");
-            named_root(image, hostname, rounded(partition), &scratch)?;
+            named_root(image, hostname, partition.whole(), &scratch)?;
             (scratch.clone(), Some(scratch))
         }
     };
     let length = fs::metadata(&image).map_err(at(&image))?.len();
-    if length > rounded(partition) {
+    if length > partition.whole() {
         let why = "is larger than its partition: raise `size` of that disk";
         return Err(Error::Input { path: image, why });
     }
-    copy_sparse(&image, disk, start)?;
+    copy_sparse(&image, disk, start, (partition.stripes, partition.part))?;
     scratch.map_or(Ok(()), |path| fs::remove_file(&path).map_err(at(path)))
 }
 
@@ -93,7 +107,7 @@ fn named_root(image: &Path, hostname: &str, size: u64, output: &Path) -> Result<
     let _ = fs::remove_file(output);
     let length = fs::metadata(image).map_err(at(image))?.len();
     File::create(output).and_then(|file| file.set_len(length.max(size))).map_err(at(output))?;
-    copy_sparse(image, output, 0)?;
+    copy_sparse(image, output, 0, (Stripes::ONE, 0))?;
     let write = |name: &str, text: String| {
         let path = output.with_extension(name);
         fs::write(&path, text).map_err(at(&path)).map(|()| path)
@@ -119,30 +133,37 @@ fn named_root(image: &Path, hostname: &str, size: u64, output: &Path) -> Result<
     Ok(())
 }
 
-/// Copies `from` to `start` of `to`, leaving out blocks of zeros, which are zero there already.
-fn copy_sparse(from: &Path, to: &Path, start: u64) -> Result<(), Error> {
+/// Copies what of `from` belongs to the part to `start` of `to`, leaving out blocks of zeros, which are zero there already.
+fn copy_sparse(
+    from: &Path,
+    to: &Path,
+    start: u64,
+    (stripes, part): (Stripes, u8),
+) -> Result<(), Error> {
     let mut source = File::open(from).map_err(at(from))?;
     let mut target = OpenOptions::new().write(true).open(to).map_err(at(to))?;
-    let mut block = vec![0; 64 << 10];
-    let zeros = block.clone();
-    let mut place = start;
-    loop {
-        let length = source.read(&mut block).map_err(at(from))?;
-        let Some(used) = block.get(..length).filter(|used| !used.is_empty()) else {
-            return Ok(());
-        };
-        // One comparison of slices: a loop over bytes takes minutes without optimisation.
-        if Some(used) != zeros.get(..length) {
-            target.seek(SeekFrom::Start(place)).map_err(at(to))?;
-            target.write_all(used).map_err(at(to))?;
+    let mut block = Vec::new();
+    let zeros = vec![0; (UNIT_SECTORS * SECTOR) as usize];
+    for unit in 0.. {
+        block.clear();
+        let mut limited = Read::by_ref(&mut source).take(UNIT_SECTORS * SECTOR);
+        if limited.read_to_end(&mut block).map_err(at(from))? == 0 {
+            break;
         }
-        place += length as u64;
+        let (home, sector) = stripes.place(unit * UNIT_SECTORS);
+        // One comparison of slices: a loop over bytes takes minutes without optimisation.
+        if home == part && Some(block.as_slice()) != zeros.get(..block.len()) {
+            target.seek(SeekFrom::Start(start + sector * SECTOR)).map_err(at(to))?;
+            target.write_all(&block).map_err(at(to))?;
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Content, MARGIN, Partition, build};
+    use protocol::stripe::{Stripes, UNIT_SECTORS};
     use std::fs;
 
     #[test]
@@ -152,8 +173,13 @@ mod tests {
         let image = folder.join("image");
         fs::write(&image, [9; 5000]).unwrap();
         let disk = folder.join("disk");
-        let partition =
-            |label: &str, content| Partition { label: label.to_owned(), size: 3 << 20, content };
+        let partition = |label: &str, content| Partition {
+            label: label.to_owned(),
+            size: 3 << 20,
+            content,
+            stripes: Stripes::ONE,
+            part: 0,
+        };
         build(&[partition("one", Content::Empty), partition("two", Content::Raw(image))], &disk)
             .unwrap();
         let bytes = fs::read(&disk).unwrap();
@@ -173,10 +199,46 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let image = folder.join("image");
         fs::write(&image, vec![9; 2 << 20]).unwrap();
-        let partition =
-            Partition { label: "x".to_owned(), size: 1 << 20, content: Content::Raw(image) };
+        let partition = Partition {
+            label: "x".to_owned(),
+            size: 1 << 20,
+            content: Content::Raw(image),
+            stripes: Stripes::ONE,
+            part: 0,
+        };
         let error = build(&[partition], &folder.join("disk")).unwrap_err();
         assert!(error.to_string().contains("larger than its partition"), "{error}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn the_parts_of_a_striped_disk_hold_its_units_in_turn() {
+        let folder = std::env::temp_dir().join(format!("ballast-disk3-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let image = folder.join("image");
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 1000) as u8).collect();
+        fs::write(&image, &bytes).unwrap();
+        let stripes = Stripes::new(3).unwrap();
+        let disks: Vec<Vec<u8>> = (0..3)
+            .map(|part| {
+                let path = folder.join(format!("disk{part}"));
+                let partition = Partition {
+                    label: "s".to_owned(),
+                    size: 4 << 20,
+                    content: Content::Raw(image.clone()),
+                    stripes,
+                    part,
+                };
+                build(&[partition], &path).unwrap();
+                fs::read(path).unwrap()
+            })
+            .collect();
+        for (sector, wanted) in bytes.chunks(512).enumerate() {
+            let (part, sector) = stripes.place(sector as u64);
+            let at = MARGIN as usize + sector as usize * 512;
+            assert_eq!(&disks[usize::from(part)][at..at + wanted.len()], wanted);
+        }
+        assert!(disks[0].len() as u64 / 512 > 2 * (4 << 20) / 512 / 3 / UNIT_SECTORS);
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -11,7 +11,7 @@ use protocol::root::{
     vmm_counter,
 };
 use protocol::slots::Client;
-use protocol::units::{Nanos, PAGE_SIZE, Pages, VmId};
+use protocol::units::{DiskId, MACHINE_DISKS_MAX, Nanos, PAGE_SIZE, Pages, VmId};
 use root_task::system::Supervisor;
 
 use super::serial::Serial;
@@ -59,10 +59,10 @@ fn memory(vm: VmId, own_bytes: u64) -> MemoryStats {
     }
 }
 
-fn disk(clients: impl Iterator<Item = u16>) -> DiskStats {
+fn disk(clients: impl Iterator<Item = (u16, DiskId)>) -> DiskStats {
     let mut sum = DiskStats::default();
-    for client in clients {
-        let get = |counter| word(Client::Io, io_counter(client, counter));
+    for (client, on) in clients {
+        let get = |counter| word(Client::Io(on), io_counter(client, counter));
         sum.reads += get(IoCounter::Reads);
         sum.writes += get(IoCounter::Writes);
         sum.flushes += get(IoCounter::Flushes);
@@ -105,18 +105,16 @@ pub fn vm_stats(
     vm: VmId,
     server: &mut Server,
     ring_bytes: u64,
-    has_shared_servers: bool,
+    (has_mem, has_io): (bool, [bool; MACHINE_DISKS_MAX]),
 ) {
     let own_bytes = server.bytes() + ring_bytes;
     let stats = VmStats {
-        memory: if has_shared_servers { memory(vm, own_bytes) } else { MemoryStats::default() },
+        memory: if has_mem { memory(vm, own_bytes) } else { MemoryStats::default() },
         exits: exits(vm),
         vcpu_time: micros(server.consumed_us()),
-        disk: if has_shared_servers {
-            disk(supervisor.clients_of(vm))
-        } else {
-            DiskStats::default()
-        },
+        disk: disk(
+            supervisor.clients_of(vm).filter(|(_, on)| has_io.get(on.index()) == Some(&true)),
+        ),
     };
     serial.send(&ToHost::Row { id, row: Row::VmStats { vm, stats } });
     let halted = word(Client::Vmm(vm), vmm_counter(VmmCounter::HaltedNanos));
@@ -186,17 +184,24 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
     }
 }
 
-/// A client of the disk, with the figures the supervisor was told last.
+/// A client of a disk, with the figures the supervisor was told last.
 pub fn disk_client(serial: &mut Serial, supervisor: &Supervisor, id: u32, client: u16) {
-    let Some((vm, disk, partition, control)) = supervisor.client(client) else { return };
-    let stats = *supervisor.client_stats();
-    let row = Row::DiskClient { vm, disk, partition, control, stats };
+    let Some(info) = supervisor.client(client) else { return };
+    let row = Row::DiskClient {
+        vm: info.vm,
+        disk: info.disk,
+        partition: info.partition,
+        control: info.io,
+        stats: *supervisor.client_stats(),
+        part: info.part,
+        on: info.on,
+    };
     serial.send(&ToHost::Row { id, row });
 }
 
-/// The disk, with the figures the supervisor was told last.
-pub fn disk_machine(serial: &mut Serial, supervisor: &Supervisor, id: u32) {
-    let row = Row::Disk(*supervisor.disk_stats());
+/// A disk of the machine, with the figures the supervisor was told last.
+pub fn disk_machine(serial: &mut Serial, supervisor: &Supervisor, id: u32, disk: DiskId) {
+    let row = Row::Disk { disk, stats: *supervisor.disk_stats() };
     serial.send(&ToHost::Row { id, row });
 }
 

@@ -1,7 +1,7 @@
 //! Finds the disks' PCI functions and their register windows by configuration mechanism 1.
 
 use heapless::Vec;
-use protocol::startup::FUNCTIONS_MAX;
+use protocol::units::MACHINE_DISKS_MAX;
 use sel4::cap;
 
 /// First port of the mechanism.
@@ -107,7 +107,7 @@ impl Configuration {
     /// # Errors
     ///
     /// The kernel's, if the ports are not ours.
-    pub fn disks(&self) -> sel4::Result<Vec<Function, FUNCTIONS_MAX>> {
+    pub fn disks(&self) -> sel4::Result<Vec<Function, MACHINE_DISKS_MAX>> {
         let mut disks = Vec::new();
         for device in 0..32 {
             let is_multi = self.read(device, 0, HEADER_TYPE)? >> 16 & 0x80 != 0;

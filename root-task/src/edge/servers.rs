@@ -7,7 +7,7 @@ use protocol::ring::{BLK_RING_BYTES, format_blk_ring};
 use protocol::slots::{self, Client, FAULT_BADGE, notify};
 use protocol::startup::{self, Role, SlotRange, Startup};
 use protocol::system::Vm;
-use protocol::units::{MAX_VMS, PAGE_SIZE, Pages, VmId};
+use protocol::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, PAGE_SIZE, Pages, VmId};
 use root_task::arena::Arena;
 use root_task::plan::{Image, Segment, page_bytes};
 use root_task::space;
@@ -28,7 +28,7 @@ const MEM_PRIORITY: u64 = 230;
 const IO_PRIORITY: u64 = 240;
 const VMM_PRIORITY: u64 = 100;
 /// Stack of a vmm-server in pages.
-const VMM_STACK_PAGES: u64 = 16;
+const VMM_STACK_PAGES: u64 = 24;
 /// Stack of a shared server in pages: their tables are built on it.
 const SERVER_STACK_PAGES: u64 = 128;
 /// Slots of a vmm-server's CSpace, log2.
@@ -63,13 +63,13 @@ pub struct Core {
     pub root_notification: cap::Notification,
     /// Where VMs call the mem-server.
     pub mem_ep: cap::Endpoint,
-    /// Where VMs call the io-sched-server.
-    pub io_ep: cap::Endpoint,
-    /// Scheduling contexts: by VM, then mem-server and io-sched-server. They outlive their servers, so that a shared server
+    /// Where VMs call the io-sched-servers, by disk.
+    io_eps: [cap::Endpoint; MACHINE_DISKS_MAX],
+    /// Scheduling contexts: by VM, then mem-server and io-sched-servers. They outlive their servers, so that a shared server
     /// running on one is not stopped by the end of its caller.
-    contexts: [Option<cap::SchedContext>; MAX_VMS + 2],
-    /// Reply object of the io-sched-server: it outlives it, so that its caller can be answered when it is gone.
-    io_reply: cap::Reply,
+    contexts: [Option<cap::SchedContext>; CONTEXTS],
+    /// Reply objects of the io-sched-servers: they outlive them, so that a caller can be answered when its server is gone.
+    io_replies: [cap::Reply; MACHINE_DISKS_MAX],
     /// One per core of the machine.
     pub sched_control: sel4::SlotRegion,
     /// Ticks of the TSC per microsecond.
@@ -116,6 +116,8 @@ pub struct Ring {
     /// Physical address of its first byte.
     pub paddr: u64,
     io_copies: u64,
+    /// The disk whose io-sched-server serves it.
+    pub on: DiskId,
 }
 
 const RING_PAGES: u64 = BLK_RING_BYTES as u64 / PAGE_SIZE;
@@ -131,12 +133,17 @@ struct Spec {
     core: u64,
 }
 
+const NO_DISK: Fail = Fail::Archive("a disk that no machine has");
+
+/// Servers there may be at once.
+const CONTEXTS: usize = MAX_VMS + 1 + MACHINE_DISKS_MAX;
+
 /// Index of a server among views and scheduling contexts.
 pub const fn index(client: Client) -> usize {
     match client {
         Client::Vmm(vm) => vm.0 as usize,
         Client::Mem => MAX_VMS,
-        Client::Io => MAX_VMS + 1,
+        Client::Io(disk) => MAX_VMS + 1 + disk.index(),
     }
 }
 
@@ -160,7 +167,7 @@ impl Core {
         let context: cap::SchedContext = objects.make(&mut self.arena, blueprint)?;
         let slice = match client {
             Client::Vmm(_) => VMM_SLICE_US,
-            Client::Mem | Client::Io => SERVER_SLICE_US,
+            Client::Mem | Client::Io(_) => SERVER_SLICE_US,
         };
         let control = self.sched_control.index(core % self.sched_control.len().max(1));
         let control = control.ok_or(Fail::Archive("no core to run on"))?;
@@ -181,17 +188,21 @@ impl Core {
         let mut arena = Arena::new();
         let root_ep = objects.make(&mut arena, ObjectBlueprint::Endpoint)?;
         let mem_ep = objects.make(&mut arena, ObjectBlueprint::Endpoint)?;
-        let io_ep = objects.make(&mut arena, ObjectBlueprint::Endpoint)?;
+        let mut io_eps = [cap::Endpoint::from_bits(0); MACHINE_DISKS_MAX];
+        let mut io_replies = [cap::Reply::from_bits(0); MACHINE_DISKS_MAX];
+        for (endpoint, reply) in io_eps.iter_mut().zip(&mut io_replies) {
+            *endpoint = objects.make(&mut arena, ObjectBlueprint::Endpoint)?;
+            *reply = objects.make(&mut arena, ObjectBlueprint::Reply)?;
+        }
         let root_notification = objects.make(&mut arena, ObjectBlueprint::Notification)?;
-        let io_reply = objects.make(&mut arena, ObjectBlueprint::Reply)?;
         Ok(Self {
             arena,
-            io_reply,
+            io_replies,
             root_ep,
             root_notification,
             mem_ep,
-            io_ep,
-            contexts: [None; MAX_VMS + 2],
+            io_eps,
+            contexts: [None; CONTEXTS],
             sched_control: boot.sched_control(),
             tsc_mhz: runtime::clock::tsc_mhz(),
             wall_seconds: 0,
@@ -205,8 +216,15 @@ impl Core {
 
     /// Answers the caller of an io-sched-server that is gone, so that it goes on with its own scheduling context. A doorbell
     /// has no answer to miss: the requests are in the rings.
-    pub fn answer_io_caller(&self) {
-        self.io_reply.reply_with_mrs(sel4::MessageInfo::new(0, 0, 0, 0), [0; 4]);
+    pub fn answer_io_caller(&self, disk: DiskId) {
+        if let Some(reply) = self.io_replies.get(disk.index()) {
+            reply.reply_with_mrs(sel4::MessageInfo::new(0, 0, 0, 0), [0; 4]);
+        }
+    }
+
+    /// Where the io-sched-server of `disk` is called.
+    fn io_ep(&self, disk: DiskId) -> Result<cap::Endpoint, Fail> {
+        self.io_eps.get(disk.index()).copied().ok_or(NO_DISK)
     }
 }
 
@@ -269,7 +287,7 @@ impl Server {
         objects.reserve(arena, bytes)?;
         let vcpu = match spec.client {
             Client::Vmm(_) => Some(objects.make(arena, ObjectBlueprintBallast::Vcpu.into())?),
-            Client::Mem | Client::Io => None,
+            Client::Mem | Client::Io(_) => None,
         };
         let cnode: cap::CNode =
             objects.make(arena, ObjectBlueprint::CNode { size_bits: spec.radix })?;
@@ -327,8 +345,8 @@ impl Server {
         self.give_common(objects, core, spec)?;
         let free_start = match spec.client {
             Client::Mem => slots::MEM_UNTYPEDS + startup::UNTYPEDS_MAX as u64,
-            Client::Io => slots::IO_CLIENT_NOTIFY + protocol::io::MAX_CLIENTS as u64,
-            Client::Vmm(_) => 32,
+            Client::Io(_) => slots::IO_CLIENT_NOTIFY + protocol::io::MAX_CLIENTS as u64,
+            Client::Vmm(_) => slots::VMM_IO_END,
         };
         let startup = Startup {
             tsc_mhz: core.tsc_mhz,
@@ -479,7 +497,7 @@ impl Server {
         let badge = sent_by(spec.client);
         objects.give(space, slots::ROOT_NOTIFY, kick, SIGNAL, badge, "wakes the root-task")?;
         let reply = match spec.client {
-            Client::Io => core.io_reply,
+            Client::Io(disk) => *core.io_replies.get(disk.index()).ok_or(NO_DISK)?,
             _ => objects.make(&mut self.arena, ObjectBlueprint::Reply)?,
         };
         objects.give(space, slots::REPLY, reply, CapRights::all(), 0, "its callers")?;
@@ -491,7 +509,7 @@ impl Server {
         objects.give(space, slots::TIMER, timer, CapRights::all(), 0, "its own timer")?;
         let own_endpoint = match spec.client {
             Client::Mem => core.mem_ep,
-            Client::Io => core.io_ep,
+            Client::Io(disk) => core.io_ep(disk)?,
             Client::Vmm(_) => return Ok(()),
         };
         objects.give(space, slots::ENDPOINT, own_endpoint, RECEIVE, 0, "receives calls")?;
@@ -605,7 +623,7 @@ pub fn make_mem(
         stack_pages: SERVER_STACK_PAGES,
         core: 0,
     };
-    let io_ep = core.io_ep;
+    let io_ep = core.io_ep(slots::SWAP_DISK)?;
     Server::new(objects, core, blobs, &spec, |objects, server| {
         let space = server.cspace;
         let all = CapRights::all();
@@ -639,22 +657,26 @@ pub fn make_mem(
     })
 }
 
-/// What the io-sched-server needs of the machine; kept over its restarts.
+/// Interrupts of one disk: configuration and one queue, with one to spare.
+pub const VECTORS_PER_DISK: usize = 2;
+const _: () = assert!(VECTORS_PER_DISK <= slots::IO_IRQ_HANDLERS_MAX);
+
+/// What an io-sched-server needs of the machine; kept over its restarts.
 #[derive(Debug)]
 pub struct DiskDevices {
     /// The configuration ports.
     pub ports: cap::IOPort,
     /// Register frames: virtual address and frame.
-    pub registers: Vec<(u64, cap::Granule), 64>,
+    pub registers: Vec<(u64, cap::Granule), 16>,
     /// DMA frames, first slot and number.
     pub dma: (u64, u64),
     /// Interrupt handlers, in slot order.
-    pub handlers: Vec<cap::IrqHandler, { slots::IO_IRQ_HANDLERS_MAX }>,
+    pub handlers: Vec<cap::IrqHandler, VECTORS_PER_DISK>,
     /// What the server is told.
     pub start: startup::IoStart,
 }
 
-/// Makes the io-sched-server.
+/// Makes the io-sched-server of a disk.
 pub fn make_io(
     objects: &mut Objects,
     core: &mut Core,
@@ -662,7 +684,7 @@ pub fn make_io(
     devices: &mut DiskDevices,
 ) -> Result<Server, Fail> {
     let spec = Spec {
-        client: Client::Io,
+        client: Client::Io(devices.start.disk),
         image: "io-sched-server",
         radix: IO_RADIX,
         priority: IO_PRIORITY,
@@ -831,10 +853,10 @@ fn show_to_mem(
 
 impl Ring {
     /// Makes and formats a ring.
-    pub fn new(objects: &mut Objects, core: &mut Core) -> Result<Self, Fail> {
+    pub fn new(objects: &mut Objects, core: &mut Core, on: DiskId) -> Result<Self, Fail> {
         let mut arena = Arena::new();
         match Self::make(objects, core, &mut arena) {
-            Ok((frames, paddr, io_copies)) => Ok(Self { arena, frames, paddr, io_copies }),
+            Ok((frames, paddr, io_copies)) => Ok(Self { arena, frames, paddr, io_copies, on }),
             Err(fail) => {
                 objects.release(&mut arena);
                 Err(fail)
@@ -910,20 +932,20 @@ impl Ring {
         Ok(())
     }
 
-    /// Maps it into a vmm-server as its disk `disk` and gives the endpoint for doorbells.
+    /// Maps it into a vmm-server as part `part` of its disk `disk` and gives the endpoint for doorbells.
     pub fn show_to_vmm(
         &mut self,
         objects: &mut Objects,
         core: &Core,
         vmm: &mut Server,
         client: u16,
-        disk: u8,
+        (disk, part): (u8, u8),
     ) -> Result<(), Fail> {
-        let base = startup::VMM_RING_VADDR + startup::RING_STRIDE * u64::from(disk);
-        self.map_into(objects, vmm, base)?;
-        let to = slots::VMM_IO_ENDPOINTS + u64::from(disk);
-        let badge = slots::io_badge(client);
-        objects.give(vmm.cspace, to, core.io_ep, SEND, badge, "doorbell of a disk")
+        let place = slots::vmm_part(disk, part);
+        self.map_into(objects, vmm, startup::VMM_RING_VADDR + startup::RING_STRIDE * place)?;
+        let (to, badge) = (slots::VMM_IO_ENDPOINTS + place, slots::io_badge(client));
+        let endpoint = core.io_ep(self.on)?;
+        objects.give(vmm.cspace, to, endpoint, SEND, badge, "doorbell of a disk")
     }
 
     /// Gives its memory back.

@@ -6,9 +6,9 @@ use super::{
 };
 use protocol::link::{Event, Refusal, ServerId, StopReason};
 use protocol::mem::{MemEvent, MemReply};
-use protocol::root::{Command, RootReply, RootRequest, Text, VmEvent};
-use protocol::slots::{Client, SWAP_CLIENT};
-use protocol::units::{Nanos, VmId};
+use protocol::root::{Command, IoCommand, RootReply, RootRequest, Text, VmEvent};
+use protocol::slots::{Client, SWAP_CLIENT, SWAP_DISK};
+use protocol::units::{DiskId, Nanos, VmId};
 
 impl Supervisor {
     /// A request of `client`; returns what to answer.
@@ -18,6 +18,9 @@ impl Supervisor {
         request: &RootRequest,
         actions: &mut Actions,
     ) -> RootReply {
+        if !self.is_its(client, request) {
+            return RootReply::Refused;
+        }
         match (client, request) {
             (_, RootRequest::NextCommand) => self.next_command(client),
             (_, RootRequest::Panicked { message }) => {
@@ -35,38 +38,58 @@ impl Supervisor {
                 self.mem_event(*what, actions);
                 RootReply::Done
             }
-            (Client::Io, RootRequest::Attached { client: SWAP_CLIENT, sectors }) => {
+            (Client::Io(_), RootRequest::Attached { client: SWAP_CLIENT, sectors }) => {
                 self.swap_attached(*sectors, actions);
                 RootReply::Done
             }
-            (Client::Io, RootRequest::AttachFailed { client: SWAP_CLIENT, why }) => {
+            (Client::Io(_), RootRequest::AttachFailed { client: SWAP_CLIENT, why }) => {
                 self.swap_failed(why, actions);
                 RootReply::Done
             }
-            (Client::Io, RootRequest::Detached { client: SWAP_CLIENT }) => {
+            (Client::Io(_), RootRequest::Detached { client: SWAP_CLIENT }) => {
                 self.swap_detached(actions);
                 RootReply::Done
             }
-            (Client::Io, RootRequest::Attached { client, .. }) => self.attached(*client, actions),
-            (Client::Io, RootRequest::AttachFailed { client, why }) => {
+            (Client::Io(_), RootRequest::Attached { client, .. }) => {
+                self.attached(*client, actions)
+            }
+            (Client::Io(_), RootRequest::AttachFailed { client, why }) => {
                 self.attach_failed(*client, why, actions)
             }
-            (Client::Io, RootRequest::Detached { client }) => self.detached(*client, actions),
+            (Client::Io(_), RootRequest::Detached { client }) => self.detached(*client, actions),
             (
-                Client::Io,
+                Client::Io(disk),
                 RootRequest::Applied
                 | RootRequest::IoRefused(_)
                 | RootRequest::IoClient(_)
                 | RootRequest::IoDisk(_),
-            ) => self.io_answer(request, actions),
+            ) => self.io_answer(disk, request, actions),
             _ => RootReply::Refused,
         }
+    }
+
+    /// Whether `request`, if it names a client of a disk, comes from the server of that disk.
+    fn is_its(&self, server: Client, request: &RootRequest) -> bool {
+        let (RootRequest::Attached { client, .. }
+        | RootRequest::AttachFailed { client, .. }
+        | RootRequest::Detached { client }) = request
+        else {
+            return true;
+        };
+        let on = match *client {
+            SWAP_CLIENT => Some(SWAP_DISK),
+            client => self.clients.get(usize::from(client)).and_then(|c| c.map(|c| c.on)),
+        };
+        on.is_some_and(|on| server == Client::Io(on))
     }
 
     pub(super) fn next_command(&mut self, client: Client) -> RootReply {
         let command = match client {
             Client::Mem => self.mem_commands.pop_front().map(Command::Mem),
-            Client::Io => self.io_commands.pop_front().map(Command::Io),
+            Client::Io(disk) => {
+                let side = self.io.get_mut(disk.index());
+                side.and_then(|side| side.commands.pop_front()).map(Command::Io)
+            }
             Client::Vmm(vm) => {
                 let next = self.entry_mut(vm).and_then(|entry| entry.commands.pop_front());
                 next.map(Command::Vmm)
@@ -192,8 +215,16 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn io_answer(&mut self, answer: &RootRequest, actions: &mut Actions) -> RootReply {
-        let Some(wait) = self.io_waits.pop_front() else { return RootReply::Refused };
+    pub(super) fn io_answer(
+        &mut self,
+        disk: DiskId,
+        answer: &RootRequest,
+        actions: &mut Actions,
+    ) -> RootReply {
+        let side = self.io.get_mut(disk.index());
+        let Some(wait) = side.and_then(|side| side.waits.pop_front()) else {
+            return RootReply::Refused;
+        };
         match (wait, answer) {
             // A client that has gone meanwhile has no row.
             (IoWait::Client { .. }, RootRequest::IoRefused(_)) => {}
@@ -203,23 +234,62 @@ impl Supervisor {
             }
             (IoWait::Disk(id), RootRequest::IoDisk(stats)) => {
                 self.disk_stats = *stats;
-                push(actions, Action::Host(Output::Disk(id)));
-                done(actions, id, Ok(()));
+                push(actions, Action::Host(Output::Disk { id, disk }));
+                let outcome = match self.next_disk(disk) {
+                    Some(next) => self.host_disks(id, next, actions),
+                    None => Some(Ok(())),
+                };
+                if let Some(outcome) = outcome {
+                    done(actions, id, outcome);
+                }
             }
-            (wait, RootRequest::Applied) => {
-                let id = self.apply(wait);
-                done(actions, id, Ok(()));
-            }
+            (wait, RootRequest::Applied) => self.apply(disk, wait, actions),
             (wait, RootRequest::IoRefused(error)) => {
-                done(actions, wait.id(), Err(io_refusal(*error)));
+                self.not_applied(disk, wait, io_refusal(disk, *error), actions);
             }
-            (wait, _) => done(actions, wait.id(), Err(Refusal::Server(ServerId::Io))),
+            (wait, _) => {
+                self.not_applied(disk, wait, Refusal::Server(ServerId::Io(disk)), actions);
+            }
         }
         RootReply::Done
     }
 
-    /// What was asked of the io-sched-server is now so.
-    pub(super) fn apply(&mut self, wait: IoWait) -> u32 {
+    fn next_disk(&self, disk: DiskId) -> Option<DiskId> {
+        (disk.0 + 1 < self.disks).then(|| DiskId(disk.0 + 1))
+    }
+
+    /// The parts of a virtual disk before (or behind) the one that `client` is: client and disk of the machine.
+    fn part_beside(&self, client: u16, is_behind: bool) -> Option<(u16, DiskId)> {
+        let entry = self.clients.get(usize::from(client))?.as_ref()?;
+        let part = if is_behind { entry.part.checked_add(1) } else { entry.part.checked_sub(1) }?;
+        let beside = self.client_of(entry.vm, entry.disk, part)?;
+        Some((beside, self.clients.get(usize::from(beside))?.as_ref()?.on))
+    }
+
+    /// What was asked of the io-sched-server of `disk` is now so: the next one is asked, or it is so everywhere.
+    fn apply(&mut self, disk: DiskId, wait: IoWait, actions: &mut Actions) {
+        let next = match wait {
+            IoWait::Control { id, vm, disk, client, control } => {
+                self.part_beside(client, true).map(|(client, on)| {
+                    let wait = IoWait::Control { id, vm, disk, client, control };
+                    (on, IoCommand::SetDisk { client, control }, wait)
+                })
+            }
+            IoWait::Group { group, control, .. } => {
+                let next = self.next_disk(disk);
+                next.map(|on| (on, IoCommand::SetGroup { group, control }, wait))
+            }
+            IoWait::Policy { policy, .. } => {
+                self.next_disk(disk).map(|on| (on, IoCommand::SetPolicy(policy), wait))
+            }
+            IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => None,
+        };
+        if let Some((on, command, wait)) = next {
+            if let Some(Err(refusal)) = self.ask_io(on, command, wait, actions) {
+                self.not_applied(on, wait, refusal, actions);
+            }
+            return;
+        }
         match wait {
             IoWait::Control { vm, disk, control, .. } => {
                 let disks = self.entry_mut(vm).map(|entry| &mut entry.config.disks);
@@ -233,9 +303,52 @@ impl Supervisor {
                 }
             }
             IoWait::Policy { policy, .. } => self.io_policy = policy,
-            IoWait::Client { .. } | IoWait::Disk(_) => {}
+            IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => {}
         }
-        wait.id()
+        if let Some(id) = wait.id() {
+            done(actions, id, Ok(()));
+        }
+    }
+
+    /// The io-sched-server of `disk` did not do it: those asked before take it back, and the host hears of it.
+    pub(super) fn not_applied(
+        &mut self,
+        disk: DiskId,
+        wait: IoWait,
+        refusal: Refusal,
+        actions: &mut Actions,
+    ) {
+        match wait {
+            IoWait::Control { vm, disk, client, .. } => {
+                let disks = self.entry(vm).map(|entry| &entry.config.disks);
+                let old = disks.and_then(|disks| disks.get(usize::from(disk))).map(|disk| disk.io);
+                let mut at = client;
+                while let Some((client, on)) = self.part_beside(at, false) {
+                    let control = old.unwrap_or_default();
+                    let command = IoCommand::SetDisk { client, control };
+                    let _ = self.ask_io(on, command, IoWait::Undo, actions);
+                    at = client;
+                }
+            }
+            IoWait::Group { group, .. } => {
+                let old = self.groups.get(usize::from(group)).map(|group| group.io);
+                let control = old.unwrap_or_default();
+                for on in (0..disk.0).map(DiskId) {
+                    let command = IoCommand::SetGroup { group, control };
+                    let _ = self.ask_io(on, command, IoWait::Undo, actions);
+                }
+            }
+            IoWait::Policy { .. } => {
+                for on in (0..disk.0).map(DiskId) {
+                    let command = IoCommand::SetPolicy(self.io_policy);
+                    let _ = self.ask_io(on, command, IoWait::Undo, actions);
+                }
+            }
+            IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => {}
+        }
+        if let Some(id) = wait.id() {
+            done(actions, id, Err(refusal));
+        }
     }
 
     pub(super) fn attached(&mut self, client: u16, actions: &mut Actions) -> RootReply {
@@ -262,8 +375,8 @@ impl Supervisor {
         let Some(Some(entry)) = self.clients.get(usize::from(client)) else {
             return RootReply::Refused;
         };
-        let vm = entry.vm;
-        self.note(ServerId::Io, why, actions);
+        let (vm, on) = (entry.vm, entry.on);
+        self.note(ServerId::Io(on), why, actions);
         self.clients[usize::from(client)] = None;
         push(actions, Action::RemoveClient(client));
         self.fail_start(vm, Refusal::Missing, actions);

@@ -7,8 +7,8 @@ use super::{
 use protocol::io::MAX_CLIENTS;
 use protocol::link::{Event, Refusal, ServerId, StopReason};
 use protocol::root::FaultReport;
-use protocol::slots::Client;
-use protocol::units::{MAX_VMS, Nanos, VmId};
+use protocol::slots::{Client, SWAP_DISK};
+use protocol::units::{DiskId, MAX_VMS, Nanos, VmId};
 
 impl Supervisor {
     /// A server faulted at `now` and stands still.
@@ -18,32 +18,10 @@ impl Supervisor {
         event(actions, Event::ServerFault { server, label, ip, address });
         match client {
             Client::Vmm(vm) => self.end(vm, StopReason::ServerFault, After::Crashed, actions),
-            Client::Io if self.may_restart(now) => {
-                self.io_faulted_at = Some(now);
-                self.restart_counts[1] += 1;
-                push(actions, Action::RestartIo);
-                self.io_commands.clear();
-                while let Some(wait) = self.io_waits.pop_front() {
-                    // Rows without an end: the wait for the disk's row ends that answer.
-                    if !matches!(wait, IoWait::Client { .. }) {
-                        done(actions, wait.id(), Err(Refusal::Server(ServerId::Io)));
-                    }
-                }
-                self.swap_io_gone(actions);
-                for index in 0..MAX_CLIENTS {
-                    let Some(client) = self.clients[index] else { continue };
-                    let is_leaving = client.state == ClientState::Detaching;
-                    if is_leaving {
-                        // The new server has reset the device before it serves: nothing touches the ring any more.
-                        let _ = self.detached(index as u16, actions);
-                    } else if client.ring_paddr != 0 {
-                        self.queue_attach(index as u16, actions);
-                    }
-                }
-            }
+            Client::Io(disk) if self.may_restart(now) => self.io_gone(disk, now, actions),
             Client::Mem if self.may_restart(now) => {
                 self.mem_faulted_at = Some(now);
-                self.restart_counts[0] += 1;
+                self.mem_restarts += 1;
                 self.mem_commands.clear();
                 let waits = core::mem::take(&mut self.mem_waits);
                 for entry in self.vms.iter_mut().flatten() {
@@ -58,10 +36,48 @@ impl Supervisor {
                 push(actions, Action::RestartMem);
                 self.swap_mem_gone(actions);
             }
-            Client::Io | Client::Mem => {
+            Client::Io(disk) => {
+                for vm in (0..MAX_VMS as u16).map(VmId) {
+                    if self.clients_of(vm).any(|(_, on)| on == disk) {
+                        self.end(vm, StopReason::ServerFault, After::Crashed, actions);
+                    }
+                }
+            }
+            Client::Mem => {
                 for index in 0..MAX_VMS as u16 {
                     self.end(VmId(index), StopReason::ServerFault, After::Crashed, actions);
                 }
+            }
+        }
+    }
+
+    /// The io-sched-server of `disk` is made anew and hears of its clients again.
+    fn io_gone(&mut self, disk: DiskId, now: Nanos, actions: &mut Actions) {
+        let Some(side) = self.io.get_mut(disk.index()) else { return };
+        side.faulted_at = Some(now);
+        side.restarts += 1;
+        side.commands.clear();
+        let mut waits = core::mem::take(&mut side.waits);
+        push(actions, Action::RestartIo(disk));
+        while let Some(wait) = waits.pop_front() {
+            // Rows without an end: the wait for the disk's row ends that answer.
+            if !matches!(wait, IoWait::Client { .. }) {
+                self.not_applied(disk, wait, Refusal::Server(ServerId::Io(disk)), actions);
+            }
+        }
+        if disk == SWAP_DISK {
+            self.swap_io_gone(actions);
+        }
+        for index in 0..MAX_CLIENTS {
+            let Some(client) = self.clients[index].filter(|client| client.on == disk) else {
+                continue;
+            };
+            let is_leaving = client.state == ClientState::Detaching;
+            if is_leaving {
+                // The new server has reset the device before it serves: nothing touches the ring any more.
+                let _ = self.detached(index as u16, actions);
+            } else if client.ring_paddr != 0 {
+                self.queue_attach(index as u16, actions);
             }
         }
     }
@@ -91,7 +107,9 @@ impl Supervisor {
     pub fn serving(&mut self, client: Client, now: Nanos, actions: &mut Actions) {
         let faulted_at = match client {
             Client::Mem => self.mem_faulted_at.take(),
-            Client::Io => self.io_faulted_at.take(),
+            Client::Io(disk) => {
+                self.io.get_mut(disk.index()).and_then(|side| side.faulted_at.take())
+            }
             Client::Vmm(_) => None,
         };
         if let Some(at) = faulted_at {
@@ -100,7 +118,9 @@ impl Supervisor {
         }
         let waiting = match client {
             Client::Mem => !self.mem_commands.is_empty(),
-            Client::Io => !self.io_commands.is_empty(),
+            Client::Io(disk) => {
+                self.io.get(disk.index()).is_some_and(|side| !side.commands.is_empty())
+            }
             Client::Vmm(_) => false,
         };
         if waiting {

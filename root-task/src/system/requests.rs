@@ -8,9 +8,9 @@ use protocol::io::MAX_CLIENTS;
 use protocol::link::{Refusal, Request, ServerId, Setting, StopReason, VmState};
 use protocol::mem::{MemRequest, VmMemory};
 use protocol::root::{IoCommand, VmmCommand};
-use protocol::slots::SWAP_CLIENT;
+use protocol::slots::{SWAP_CLIENT, SWAP_DISK};
 use protocol::system::{IoChange, Vm, VmRule};
-use protocol::units::{MAX_VMS, VmId};
+use protocol::units::{DiskId, MAX_VMS, VmId};
 
 impl Supervisor {
     /// Request `id` of the host.
@@ -57,9 +57,9 @@ impl Supervisor {
             }
             Request::IoPolicy(policy) => {
                 let command = IoCommand::SetPolicy(policy);
-                self.ask_io(command, IoWait::Policy { id, policy }, actions)
+                self.ask_io(DiskId(0), command, IoWait::Policy { id, policy }, actions)
             }
-            Request::Disks => self.host_disks(id, actions),
+            Request::Disks => self.host_disks(id, DiskId(0), actions),
             Request::Quit { code } => {
                 done(actions, id, Ok(()));
                 push(actions, Action::Exit(code));
@@ -148,7 +148,7 @@ impl Supervisor {
         artefacts: &impl Artefacts,
         actions: &mut Actions,
     ) -> Result<(), Refusal> {
-        config.check(self.groups.len()).map_err(Refusal::Rule)?;
+        config.check(self.groups.len(), self.disks).map_err(Refusal::Rule)?;
         if self.vms.iter().flatten().any(|entry| entry.config.name == config.name) {
             return Err(Refusal::Rule(VmRule::Name));
         }
@@ -190,7 +190,7 @@ impl Supervisor {
             }
             Setting::Io { .. } => {}
         }
-        if let Err(rule) = config.check(self.groups.len()) {
+        if let Err(rule) = config.check(self.groups.len(), self.disks) {
             return Some(Err(Refusal::Rule(rule)));
         }
         let memory = config.memory;
@@ -206,14 +206,18 @@ impl Supervisor {
 
     pub(super) fn ask_io(
         &mut self,
+        disk: DiskId,
         command: IoCommand,
         wait: IoWait,
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
-        if self.io_waits.is_full() || !self.tell_io(command, actions) {
+        let has_room = self.io.get(disk.index()).is_some_and(|side| !side.waits.is_full());
+        if !has_room || !self.tell_io(disk, command, actions) {
             return Some(Err(Refusal::Full));
         }
-        let _ = self.io_waits.push_back(wait);
+        if let Some(side) = self.io.get_mut(disk.index()) {
+            let _ = side.waits.push_back(wait);
+        }
         None
     }
 
@@ -225,7 +229,7 @@ impl Supervisor {
         change: &IoChange,
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
-        let attached = self.client_of(vm, disk);
+        let attached = self.client_of(vm, disk, 0);
         let place = self.entry_mut(vm)?.config.disks.get_mut(usize::from(disk));
         let Some(place) = place else { return Some(Err(Refusal::Unknown)) };
         let control = change.applied(&place.io);
@@ -236,8 +240,9 @@ impl Supervisor {
             place.io = control;
             return Some(Ok(()));
         };
-        let wait = IoWait::Control { id, vm, disk, control };
-        self.ask_io(IoCommand::SetDisk { client, control }, wait, actions)
+        let on = place.on;
+        let wait = IoWait::Control { id, vm, disk, client, control };
+        self.ask_io(on, IoCommand::SetDisk { client, control }, wait, actions)
     }
 
     pub(super) fn host_set_group(
@@ -256,27 +261,31 @@ impl Supervisor {
             return Some(Err(Refusal::Rule(rule)));
         }
         let wait = IoWait::Group { id, group, control };
-        self.ask_io(IoCommand::SetGroup { group, control }, wait, actions)
+        self.ask_io(DiskId(0), IoCommand::SetGroup { group, control }, wait, actions)
     }
 
+    /// Asks the server of `on` for its figures; those of the next disk follow when it has answered.
     pub(super) fn host_disks(
         &mut self,
         id: u32,
+        on: DiskId,
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
-        let room = COMMANDS_MAX - self.io_commands.len().max(self.io_waits.len());
+        let side = self.io.get(on.index())?;
+        let room = COMMANDS_MAX - side.commands.len().max(side.waits.len());
         if room <= MAX_CLIENTS {
             return Some(Err(Refusal::Full));
         }
         for client in 0..MAX_CLIENTS as u16 {
-            let is_attached = |entry: &ClientEntry| entry.state == ClientState::Attached;
-            let is_swap = client == SWAP_CLIENT && self.swap.served().is_some();
+            let is_attached =
+                |entry: &ClientEntry| entry.state == ClientState::Attached && entry.on == on;
+            let is_swap = client == SWAP_CLIENT && on == SWAP_DISK && self.swap.served().is_some();
             if is_swap || self.clients[usize::from(client)].as_ref().is_some_and(is_attached) {
                 let wait = IoWait::Client { id, client };
-                let _ = self.ask_io(IoCommand::ClientStats { client }, wait, actions);
+                let _ = self.ask_io(on, IoCommand::ClientStats { client }, wait, actions);
             }
         }
-        self.ask_io(IoCommand::DiskStats, IoWait::Disk(id), actions)
+        self.ask_io(on, IoCommand::DiskStats, IoWait::Disk(id), actions)
     }
 
     pub(super) fn host_explain(
@@ -307,7 +316,8 @@ impl Supervisor {
                 }
                 Some(_) => {}
             },
-            ServerId::Mem | ServerId::Io => {}
+            ServerId::Io(disk) if disk.0 >= self.disks => return Err(Refusal::Unknown),
+            ServerId::Mem | ServerId::Io(_) => {}
         }
         push(actions, Action::Kill(server));
         Ok(())

@@ -7,7 +7,7 @@ use super::{Action, Actions, MemWait, Supervisor, push};
 use protocol::link::ServerId;
 use protocol::mem::MemRequest;
 use protocol::root::{IoCommand, Text};
-use protocol::slots::SWAP_CLIENT;
+use protocol::slots::{SWAP_CLIENT, SWAP_DISK};
 use protocol::system::{Disk, IoControl, Name};
 use protocol::units::{PAGE_SIZE, Pages};
 
@@ -78,10 +78,11 @@ impl Supervisor {
 
     fn queue_swap_attach(&mut self, actions: &mut Actions) {
         let Some(partition) = self.swap.partition.clone() else { return };
-        let disk = Disk { partition, read_only: false, io: IoControl::default() };
+        let io = IoControl::default();
+        let disk = Disk { partition, read_only: false, io, on: SWAP_DISK, parts: 1 };
         let ring_paddr = self.swap.ring_paddr;
         let command = IoCommand::Attach { client: SWAP_CLIENT, disk, group: None, ring_paddr };
-        let _ = self.tell_io(command, actions);
+        let _ = self.tell_io(SWAP_DISK, command, actions);
     }
 
     /// The io-sched-server serves the ring.
@@ -96,7 +97,7 @@ impl Supervisor {
 
     /// The io-sched-server has no such partition.
     pub(super) fn swap_failed(&mut self, why: &Text, actions: &mut Actions) {
-        self.note(ServerId::Io, why, actions);
+        self.note(ServerId::Io(SWAP_DISK), why, actions);
         self.swap.state = State::Absent;
         push(actions, Action::RemoveClient(SWAP_CLIENT));
         self.boot_vms(actions);
@@ -124,7 +125,7 @@ impl Supervisor {
     pub(super) fn swap_mem_gone(&mut self, actions: &mut Actions) {
         if matches!(self.swap.state, State::Attaching | State::Attached) {
             self.swap.state = State::Detaching;
-            let _ = self.tell_io(IoCommand::Detach { client: SWAP_CLIENT }, actions);
+            let _ = self.tell_io(SWAP_DISK, IoCommand::Detach { client: SWAP_CLIENT }, actions);
         }
     }
 }

@@ -24,6 +24,8 @@ fn vm(text: &str, disks: usize) -> Vm {
         partition: name(&format!("{text}-{index}")),
         read_only: false,
         io: IoControl::default(),
+        on: DiskId(0),
+        parts: 1,
     };
     Vm {
         name: name(text),
@@ -63,6 +65,7 @@ fn system(vms: &[Vm]) -> System {
         groups: [group].into_iter().collect(),
         vms: vms.iter().cloned().collect(),
         disk_model: None,
+        disks: 2,
     }
 }
 
@@ -74,6 +77,10 @@ struct World {
     rings: [bool; MAX_CLIENTS],
     mem_refuses: bool,
     io_refuses: bool,
+    /// Only the server of this disk refuses.
+    refusing: Option<DiskId>,
+    /// Controls as the servers have them: client, reservation.
+    controls: std::collections::BTreeMap<u16, u32>,
     attaches: usize,
 }
 
@@ -86,6 +93,8 @@ impl World {
             rings: [false; MAX_CLIENTS],
             mem_refuses: false,
             io_refuses: false,
+            refusing: None,
+            controls: std::collections::BTreeMap::new(),
             attaches: 0,
         }
     }
@@ -117,7 +126,7 @@ impl World {
             }
             Action::PlaceClient { client, .. } => {
                 self.rings[usize::from(client)] = true;
-                self.supervisor.client_placed(client, Some(0x1000), more);
+                self.supervisor.client_placed(client, Ok(0x1000), more);
             }
             Action::PlaceSwap => {
                 assert!(!self.rings[usize::from(SWAP_CLIENT)], "two swap rings");
@@ -132,12 +141,16 @@ impl World {
             Action::Signal(client) => self.serve(client, more),
             Action::Host(output) => self.outputs.push(output).unwrap(),
             Action::Exit(_) | Action::Kill(_) | Action::DropBlobs(_) => {}
-            Action::RestartIo => self.supervisor.serving(Client::Io, Nanos(10), more),
+            Action::RestartIo(disk) => {
+                self.supervisor.serving(Client::Io(disk), Nanos(10), more);
+            }
             Action::RestartMem => self.supervisor.serving(Client::Mem, Nanos(10), more),
         }
     }
 
     fn serve(&mut self, client: Client, more: &mut Actions) {
+        let refuses =
+            self.io_refuses && self.refusing.is_none_or(|disk| client == Client::Io(disk));
         while let RootReply::Command(command) = self.ask(client, &RootRequest::NextCommand, more) {
             let answer = match command {
                 Command::Mem(MemRequest::CreateVm { .. }) if self.mem_refuses => {
@@ -151,7 +164,7 @@ impl World {
                     RootRequest::MemAnswer(MemReply::Freed { pages: Pages(1), free: Pages(1) })
                 }
                 Command::Mem(_) => RootRequest::MemAnswer(MemReply::Done),
-                Command::Io(IoCommand::Attach { client, .. }) if self.io_refuses => {
+                Command::Io(IoCommand::Attach { client, .. }) if refuses => {
                     RootRequest::AttachFailed { client, why: Text::new() }
                 }
                 Command::Io(IoCommand::Attach { client, .. }) => {
@@ -164,8 +177,12 @@ impl World {
                     RootRequest::IoClient(ClientStats { reads, ..ClientStats::default() })
                 }
                 Command::Io(IoCommand::DiskStats) => RootRequest::IoDisk(DiskStats::default()),
-                Command::Io(_) if self.io_refuses => {
+                Command::Io(_) if refuses => {
                     RootRequest::IoRefused(IoError::Overcommitted { asked: 900, free: 7 })
+                }
+                Command::Io(IoCommand::SetDisk { client, control }) => {
+                    self.controls.insert(client, control.reservation);
+                    RootRequest::Applied
                 }
                 Command::Io(_) => RootRequest::Applied,
                 Command::Vmm(VmmCommand::Pause) => RootRequest::Event(VmEvent::Paused),
@@ -274,10 +291,12 @@ fn a_dead_io_server_comes_back_with_all_clients() {
     let before = world.attaches;
     world.outputs.clear();
     let fault = FaultReport { label: 3, ip: 1, address: 0, code: 0 };
-    world.run(|supervisor, actions| supervisor.fault(Client::Io, fault, Nanos(3), actions));
+    world.run(|supervisor, actions| {
+        supervisor.fault(Client::Io(DiskId(0)), fault, Nanos(3), actions)
+    });
     assert_eq!(world.attaches - before, 3);
     assert_eq!(world.supervisor.state(A), Some(VmState::Running));
-    let restarted = Event::ServerRestarted { server: ServerId::Io, downtime: Nanos(7) };
+    let restarted = Event::ServerRestarted { server: ServerId::Io(DiskId(0)), downtime: Nanos(7) };
     assert!(world.has_event(restarted));
 }
 
@@ -287,10 +306,12 @@ fn a_server_that_keeps_dying_is_given_up() {
     let fault = FaultReport { label: 3, ip: 1, address: 0, code: 0 };
     for _ in 0..=RESTARTS_MAX {
         world.outputs.clear();
-        world.run(|supervisor, actions| supervisor.fault(Client::Io, fault, Nanos(3), actions));
+        world.run(|supervisor, actions| {
+            supervisor.fault(Client::Io(DiskId(0)), fault, Nanos(3), actions)
+        });
     }
     assert_eq!(world.supervisor.state(A), Some(VmState::Crashed));
-    assert_eq!(world.supervisor.restart_counts()[1], RESTARTS_MAX as u32);
+    assert_eq!(world.supervisor.io_restarts(DiskId(0)), RESTARTS_MAX as u32);
 }
 
 #[test]
@@ -329,12 +350,12 @@ fn servers_may_only_ask_what_is_theirs() {
         (Client::Vmm(A), RootRequest::Detached { client: 2 }),
         (Client::Vmm(A), RootRequest::MemAnswer(MemReply::Done)),
         (Client::Mem, RootRequest::Ready),
-        (Client::Io, RootRequest::Event(VmEvent::Poweroff)),
-        (Client::Io, RootRequest::Detached { client: 0 }),
-        (Client::Io, RootRequest::Detached { client: 999 }),
+        (Client::Io(DiskId(0)), RootRequest::Event(VmEvent::Poweroff)),
+        (Client::Io(DiskId(0)), RootRequest::Detached { client: 0 }),
+        (Client::Io(DiskId(0)), RootRequest::Detached { client: 999 }),
         (Client::Vmm(A), RootRequest::Event(VmEvent::Paused)),
         (Client::Mem, RootRequest::MemAnswer(MemReply::Done)),
-        (Client::Io, RootRequest::Applied),
+        (Client::Io(DiskId(0)), RootRequest::Applied),
         (Client::Mem, RootRequest::Applied),
     ];
     for (client, request) in forged {
@@ -415,7 +436,8 @@ fn every_attached_disk_has_a_row() {
     let rows: std::vec::Vec<_> = world.outputs.iter().cloned().collect();
     let clients = (0..3).map(|client| Output::DiskClient { id: 9, client });
     let mut wanted: std::vec::Vec<_> = clients.collect();
-    wanted.extend([Output::Disk(9), Output::Done { id: 9, outcome: Ok(()) }]);
+    wanted.extend([0, 1].map(|disk| Output::Disk { id: 9, disk: DiskId(disk) }));
+    wanted.push(Output::Done { id: 9, outcome: Ok(()) });
     assert_eq!(rows, wanted);
     assert_eq!(world.supervisor.client_stats().reads, 102);
 }
@@ -468,7 +490,7 @@ fn a_missing_swap_partition_is_said_and_vms_start() {
     let mut world = with_swap(&[vm("a", 0)]);
     world.io_refuses = true;
     world.run(|supervisor, actions| supervisor.boot(actions));
-    assert!(world.outputs.contains(&Output::Note(ServerId::Io)));
+    assert!(world.outputs.contains(&Output::Note(ServerId::Io(DiskId(0)))));
     assert!(!world.rings[usize::from(SWAP_CLIENT)] && world.alive[0]);
 }
 
@@ -478,7 +500,9 @@ fn a_new_mem_server_gets_a_new_swap_ring_and_a_new_io_server_the_old_one() {
     world.run(|supervisor, actions| supervisor.boot(actions));
     let fault = FaultReport { label: 6, ip: 1, address: 2, code: 0 };
     let attaches = world.attaches;
-    world.run(|supervisor, actions| supervisor.fault(Client::Io, fault, Nanos(1), actions));
+    world.run(|supervisor, actions| {
+        supervisor.fault(Client::Io(DiskId(0)), fault, Nanos(1), actions)
+    });
     assert_eq!(world.attaches, attaches + 2, "the VM's disk and the swap partition");
     world.run(|supervisor, actions| supervisor.fault(Client::Mem, fault, Nanos(2), actions));
     assert_eq!(world.attaches, attaches + 3);
@@ -515,4 +539,95 @@ fn refusals_of_the_mem_server_keep_their_numbers() {
     assert_eq!(pages, Refusal::GuestPages { asked, free });
     let kernel = super::mem_refusal(MemError::Objects { error: 10 });
     assert_eq!(kernel, Refusal::Server(ServerId::Mem), "no numbers of pages are made up");
+}
+
+/// A VM whose second disk is in two parts.
+fn striped() -> World {
+    let mut config = vm("a", 2);
+    config.disks[1].parts = 2;
+    let mut world = World::new(&[config]);
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    assert_eq!(world.supervisor.state(A), Some(VmState::Running));
+    assert_eq!(world.attaches, 3);
+    let places: std::vec::Vec<_> = world.supervisor.clients_of(A).collect();
+    assert_eq!(places, [(0, DiskId(0)), (1, DiskId(0)), (2, DiskId(1))]);
+    world
+}
+
+fn set_reservation(id: u32, world: &mut World, reservation: u32) -> Result<(), Refusal> {
+    let change = IoChange { reservation: Some(reservation), ..IoChange::default() };
+    world.host(id, Request::VmSet { vm: A, setting: Setting::Io { disk: 1, change } })
+}
+
+#[test]
+fn a_claim_reaches_every_part_of_a_striped_disk() {
+    let mut world = striped();
+    assert_eq!(set_reservation(1, &mut world, 50), Ok(()));
+    assert_eq!(world.controls, [(1, 50), (2, 50)].into());
+    assert_eq!(world.supervisor.client(2).map(|client| client.io.reservation), Some(50));
+    assert_eq!(world.supervisor.client(2).map(|client| client.part), Some((1, 2)));
+}
+
+#[test]
+fn a_claim_that_one_part_refuses_is_taken_back_at_the_others() {
+    let mut world = striped();
+    assert_eq!(set_reservation(1, &mut world, 50), Ok(()));
+    (world.io_refuses, world.refusing) = (true, Some(DiskId(1)));
+    assert_eq!(set_reservation(2, &mut world, 900), Err(Refusal::Disk { asked: 900, free: 7 }));
+    assert_eq!(world.controls, [(1, 50), (2, 50)].into());
+    assert_eq!(world.supervisor.client(1).map(|client| client.io.reservation), Some(50));
+    let policy = world.host(3, Request::IoPolicy(IoPolicy::Sfq));
+    assert!(policy.is_err());
+    assert_eq!(world.supervisor.io_settings().1, IoPolicy::default());
+}
+
+#[test]
+fn a_server_speaks_for_its_own_disk_alone() {
+    let mut world = striped();
+    let mut actions = Actions::new();
+    for (disk, client) in [(1, 0), (0, 2), (1, SWAP_CLIENT), (3, 1)] {
+        for request in [
+            RootRequest::Attached { client, sectors: 8 },
+            RootRequest::Detached { client },
+            RootRequest::AttachFailed { client, why: Text::new() },
+        ] {
+            let server = Client::Io(DiskId(disk));
+            let reply = world.supervisor.request(server, &request, &mut actions);
+            assert_eq!(reply, RootReply::Refused, "{disk} {request:?}");
+        }
+    }
+    assert!(actions.is_empty());
+}
+
+#[test]
+fn the_end_of_one_disks_server_leaves_the_others_clients_alone() {
+    let mut world = striped();
+    world.attaches = 0;
+    let fault = FaultReport { label: 6, ip: 1, address: 2, code: 0 };
+    let server = Client::Io(DiskId(1));
+    world.run(|supervisor, actions| supervisor.fault(server, fault, Nanos(3), actions));
+    assert_eq!(world.attaches, 1, "the one part that is there");
+    assert_eq!(world.supervisor.io_restarts(DiskId(1)), 1);
+    assert_eq!(world.supervisor.io_restarts(DiskId(0)), 0);
+    assert_eq!(world.supervisor.state(A), Some(VmState::Running));
+    let killed = world.host(7, Request::Kill(ServerId::Io(DiskId(2))));
+    assert_eq!(killed, Err(Refusal::Unknown));
+}
+
+#[test]
+fn a_vm_with_more_parts_than_there_are_clients_is_refused_by_name() {
+    let vms: std::vec::Vec<Vm> = (0..9).map(|number| vm(&format!("vm{number}"), 4)).collect();
+    let mut world = World::new(&vms);
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    let refused = StopReason::Refused(Refusal::DiskClients);
+    // They take their disks in turn, so that several have three when there are no more.
+    let supervisor = &world.supervisor;
+    let in_state =
+        |wanted| (0..9).filter(move |vm| supervisor.state(VmId(*vm)) == Some(wanted)).map(VmId);
+    assert_eq!(in_state(VmState::Running).count() + in_state(VmState::Stopped).count(), 9);
+    assert!(in_state(VmState::Running).count() >= 4);
+    assert!(in_state(VmState::Stopped).count() >= 2);
+    for vm in in_state(VmState::Stopped) {
+        assert!(world.has_event(Event::VmStopped { vm, reason: refused }));
+    }
 }

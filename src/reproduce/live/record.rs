@@ -53,7 +53,7 @@ impl Sample {
             let client = stats.disk_clients.iter().find(is_it);
             client.map_or(0, |client| client.stats.reads + client.stats.writes)
         });
-        let (completed, late) = stats.disk.map_or((0, 0), |disk| (disk.completed, disk.late));
+        let (completed, late) = stats.disk().map_or((0, 0), |disk| (disk.completed, disk.late));
         let at = stats.machine.uptime.0 as f64 / 1e9;
         Ok(Self { at, requests: requests.collect(), completed, late })
     }

@@ -7,7 +7,7 @@ use protocol::mem::{
     self, GfnRange, GuestStats, Mem, MemReply, MemRequest, VmInfo, release_reason,
 };
 use protocol::ring::ByteRing;
-use protocol::slots::{VMM_IO_ENDPOINTS, VMM_MEM_ENDPOINT, VMM_VCPU};
+use protocol::slots::{VMM_IO_ENDPOINTS, VMM_MEM_ENDPOINT, VMM_VCPU, vmm_part};
 use protocol::units::Gfn;
 use runtime::{clock, message, serve, shared};
 use sel4::{Cap, MessageInfo, cap, set_mr};
@@ -35,9 +35,9 @@ impl Words for BufferWords {
     }
 }
 
-/// The io-sched-server as disk `index` reaches it.
-pub const fn io_endpoint(index: u8) -> cap::Endpoint {
-    Cap::from_bits(VMM_IO_ENDPOINTS + index as u64)
+/// The io-sched-server as part `part` of disk `index` reaches it.
+pub const fn io_endpoint(index: u8, part: u8) -> cap::Endpoint {
+    Cap::from_bits(VMM_IO_ENDPOINTS + vmm_part(index, part))
 }
 
 /// Asks the mem-server; what it says about the VM, if it does.
@@ -136,12 +136,12 @@ impl BalloonHost for Machine {
 }
 
 impl DeviceHost for Machine {
-    fn ring(&self, index: u8) -> &[AtomicU64] {
-        shared::vmm_ring(index)
+    fn ring(&self, index: u8, part: u8) -> &[AtomicU64] {
+        shared::vmm_ring(index, part)
     }
 
-    fn doorbell(&mut self, index: u8) {
-        io_endpoint(index).call_with_mrs(MessageInfo::new(DOORBELL, 0, 0, 0), [0; 4]);
+    fn doorbell(&mut self, index: u8, part: u8) {
+        io_endpoint(index, part).call_with_mrs(MessageInfo::new(DOORBELL, 0, 0, 0), [0; 4]);
     }
 
     fn balloon_ready(&mut self, is_ready: bool) {

@@ -35,12 +35,19 @@ const CAP_ACCESS: u8 = 0xa0;
 
 /// What the world offers a device while it works.
 pub trait DeviceHost: BalloonHost {
-    /// Shared words of disk `index`'s ring.
-    fn ring(&self, index: u8) -> &[AtomicU64];
-    /// Requests wait in the ring of disk `index`.
-    fn doorbell(&mut self, index: u8);
+    /// Shared words of the ring of part `part` of disk `index`.
+    fn ring(&self, index: u8, part: u8) -> &[AtomicU64];
+    /// Requests wait in that ring.
+    fn doorbell(&mut self, index: u8, part: u8);
     /// The balloon's driver came or went.
     fn balloon_ready(&mut self, is_ready: bool);
+}
+
+fn ring_doorbells(host: &mut impl DeviceHost, disk: u8, mut parts: u8) {
+    while parts != 0 {
+        host.doorbell(disk, parts.trailing_zeros() as u8);
+        parts &= parts - 1;
+    }
 }
 
 /// Which device it is.
@@ -288,11 +295,8 @@ impl VirtioPci {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.is_ready) else { return };
         let result = match &mut self.kind {
             Kind::Blk(number, blk) => {
-                blk.process(queue, memory, host.ring(*number)).map(|progress| {
-                    if progress.needs_doorbell {
-                        host.doorbell(*number);
-                    }
-                })
+                let result = blk.process(queue, memory, &|part| host.ring(*number, part));
+                result.map(|progress| ring_doorbells(host, *number, progress.doorbells))
             }
             Kind::Rng(rng) => rng.process(queue, memory),
             Kind::Balloon(balloon) => match balloon_queue(self.driver_features, index) {
@@ -313,12 +317,9 @@ impl VirtioPci {
         out: &mut Msis,
     ) {
         let Kind::Blk(number, blk) = &mut self.kind else { return };
-        let result =
-            blk.complete(&mut self.queues[0], memory, host.ring(*number)).map(|progress| {
-                if progress.needs_doorbell {
-                    host.doorbell(*number);
-                }
-            });
+        let result = blk
+            .complete(&mut self.queues[0], memory, &|part| host.ring(*number, part))
+            .map(|progress| ring_doorbells(host, *number, progress.doorbells));
         self.settle(0, result, memory, out);
     }
 
@@ -572,10 +573,10 @@ mod tests {
     }
 
     impl DeviceHost for Host {
-        fn ring(&self, _: u8) -> &[AtomicU64] {
+        fn ring(&self, _: u8, _: u8) -> &[AtomicU64] {
             &[]
         }
-        fn doorbell(&mut self, _: u8) {}
+        fn doorbell(&mut self, _: u8, _: u8) {}
         fn balloon_ready(&mut self, is_ready: bool) {
             self.ready.push(is_ready);
         }

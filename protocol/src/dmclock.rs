@@ -4,10 +4,10 @@
 //! *other* servers only; a client of one server always sends 0. The borrowing tracker never lets a server believe that
 //! nothing happened elsewhere for long: it reports evenly instead of in lumps.
 
-use protocol::ring::Phase;
+use crate::ring::Phase;
 
 /// Most servers of one client.
-pub const SERVERS: usize = 8;
+pub const SERVERS: usize = crate::units::MACHINE_DISKS_MAX;
 
 /// How a tracker reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
