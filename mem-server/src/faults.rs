@@ -136,18 +136,7 @@ impl Server<'_> {
                 } else {
                     self.map(page, frame, true, mechanism)
                 };
-                match done {
-                    Ok(()) => {
-                        if entry.is_sampled()
-                            && let Some(record) = &mut self.vms[page.vm.0 as usize]
-                        {
-                            record.averages.touch(1);
-                        }
-                        self.set_mapped(page, base, true, FaultKind::Remap);
-                        Fault::Mapped
-                    }
-                    Err(refusal) => Fault::Refused(refusal),
-                }
+                self.remapped(page, base, true, done)
             }
             PageState::Zero | PageState::Shared if write => {
                 let start = mechanism.ticks();
@@ -167,18 +156,8 @@ impl Server<'_> {
                     return Fault::Mapped;
                 }
                 let frame = self.frame_of(entry);
-                match self.map(page, frame, false, mechanism) {
-                    Ok(()) => {
-                        if entry.is_sampled()
-                            && let Some(record) = &mut self.vms[page.vm.0 as usize]
-                        {
-                            record.averages.touch(1);
-                        }
-                        self.set_mapped(page, base, false, FaultKind::Remap);
-                        Fault::Mapped
-                    }
-                    Err(refusal) => Fault::Refused(refusal),
-                }
+                let done = self.map(page, frame, false, mechanism);
+                self.remapped(page, base, false, done)
             }
             PageState::Compressed => {
                 let start = mechanism.ticks();
@@ -198,6 +177,27 @@ impl Server<'_> {
             PageState::Swapped => self.swap_in(page, mechanism),
             PageState::InFlight => self.touch_in_flight(page, base, mechanism),
         }
+    }
+
+    /// A page that was in memory is mapped again, if `done` says so: a sample counts as touched.
+    #[inline]
+    fn remapped(
+        &mut self,
+        page: Page,
+        base: u32,
+        writable: bool,
+        done: Result<(), Refusal>,
+    ) -> Fault {
+        if let Err(refusal) = done {
+            return Fault::Refused(refusal);
+        }
+        if self.entries[(base + page.index) as usize].is_sampled()
+            && let Some(record) = &mut self.vms[page.vm.0 as usize]
+        {
+            record.averages.touch(1);
+        }
+        self.set_mapped(page, base, writable, FaultKind::Remap);
+        Fault::Mapped
     }
 
     /// The vmm-server touched its window at guest frame `gfn`.

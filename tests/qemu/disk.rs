@@ -24,11 +24,17 @@ fn client(stats: &Stats, vm: VmId) -> Result<&DiskClient, Failure> {
 }
 
 fn set(session: &Session, change: IoChange) -> Result<(), Failure> {
-    let setting = Setting::Io { disk: 0, change };
-    session.ask(Request::VmSet { vm: WEB1, setting }).map(drop).map_err(text)
+    set_disk(session, WEB1, 0, change)
 }
 
-fn limit(limit: u32) -> IoChange {
+/// Changes the claim of disk `disk` of `vm`.
+pub fn set_disk(session: &Session, vm: VmId, disk: u8, change: IoChange) -> Result<(), Failure> {
+    let setting = Setting::Io { disk, change };
+    session.ask(Request::VmSet { vm, setting }).map(drop).map_err(text)
+}
+
+/// A change of the limit alone.
+pub fn limit(limit: u32) -> IoChange {
     IoChange { limit: Some(limit), ..IoChange::default() }
 }
 

@@ -1,11 +1,12 @@
 //! A machine with two disks: virtual disks spread over both, claims that hold over both servers together, the end of one.
 
 use crate::boot::{start, stats, stop, text};
+use crate::disk::{limit, set_disk};
+use crate::system::downtime;
 use ballast::machine::Clock;
 use ballast::report::Stats;
 use ballast::session::{Ask, Session};
-use protocol::link::{Event, Request, ServerId, Setting};
-use protocol::system::IoChange;
+use protocol::link::{Request, ServerId};
 use protocol::units::{DiskId, VmId};
 use tests::guest::{HANG, Shell};
 use tests::runner::{Failure, Runner};
@@ -15,12 +16,6 @@ const WIDE: VmId = VmId(0);
 const LIMIT: u32 = 100;
 /// Reads of each of two readers.
 const READS: u64 = 150;
-
-fn limit(session: &Session, limit: u32) -> Result<(), Failure> {
-    let change = IoChange { limit: Some(limit), ..IoChange::default() };
-    let setting = Setting::Io { disk: 1, change };
-    session.ask(Request::VmSet { vm: WIDE, setting }).map(drop).map_err(text)
-}
 
 /// Machine time of two readers, in milliseconds: the second is one stripe ahead, so that each server has one at any time.
 fn timed_reads(session: &Session, shell: &mut Shell<'_>) -> Result<u64, Failure> {
@@ -35,9 +30,9 @@ fn timed_reads(session: &Session, shell: &mut Shell<'_>) -> Result<u64, Failure>
 }
 
 fn limit_holds(session: &Session, shell: &mut Shell<'_>) -> Result<(), Failure> {
-    limit(session, LIMIT)?;
+    set_disk(session, WIDE, 1, limit(LIMIT))?;
     let slow = timed_reads(session, shell)?;
-    limit(session, 0)?;
+    set_disk(session, WIDE, 1, limit(0))?;
     let fast = timed_reads(session, shell)?;
     // Two servers that did not hear of each other would let it through in half of that.
     let lawful = 2 * READS * 1000 / u64::from(LIMIT);
@@ -68,14 +63,7 @@ fn survives(session: &Session, shell: &mut Shell<'_>) -> Result<(), Failure> {
     shell.expect("mkdir -p /m && mount -t tmpfs m /m && head -c 16777216 /dev/urandom >/m/f")?;
     shell.start("dd if=/m/f of=/dev/vdb bs=64k oflag=direct,sync 2>/dev/null")?;
     session.ask(Request::Kill(server)).map_err(text)?;
-    session
-        .wait("the server's restart", HANG, |heard| {
-            let restarted = |event: &Event| {
-                matches!(event, Event::ServerRestarted { server: gone, .. } if *gone == server)
-            };
-            heard.events.iter().any(|(_, event)| restarted(event)).then_some(())
-        })
-        .map_err(text)?;
+    downtime(session, server)?;
     shell.finish(HANG)?;
     shell.expect("echo 3 >/proc/sys/vm/drop_caches; cmp -n 16777216 /m/f /dev/vdb").map(drop)
 }

@@ -312,7 +312,7 @@ fn worst_stall(shell: &mut Shell<'_>) -> Result<Duration, Failure> {
 }
 
 /// Time between a server's fault and its serving again, as the target measured it.
-fn downtime(session: &Session, wanted: ServerId) -> Result<Duration, Failure> {
+pub fn downtime(session: &Session, wanted: ServerId) -> Result<Duration, Failure> {
     let restart = session.wait("restart of a server", HANG, |heard| {
         heard.events.iter().find_map(|(_, event)| match event {
             Event::ServerRestarted { server, downtime } if *server == wanted => Some(*downtime),

@@ -333,21 +333,22 @@ impl Supervisor {
             IoWait::Group { group, .. } => {
                 let old = self.groups.get(usize::from(group)).map(|group| group.io);
                 let control = old.unwrap_or_default();
-                for on in (0..disk.0).map(DiskId) {
-                    let command = IoCommand::SetGroup { group, control };
-                    let _ = self.ask_io(on, command, IoWait::Undo, actions);
-                }
+                self.undo_before(disk, &IoCommand::SetGroup { group, control }, actions);
             }
             IoWait::Policy { .. } => {
-                for on in (0..disk.0).map(DiskId) {
-                    let command = IoCommand::SetPolicy(self.io_policy);
-                    let _ = self.ask_io(on, command, IoWait::Undo, actions);
-                }
+                self.undo_before(disk, &IoCommand::SetPolicy(self.io_policy), actions);
             }
             IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => {}
         }
         if let Some(id) = wait.id() {
             done(actions, id, Err(refusal));
+        }
+    }
+
+    /// Has the servers of the disks before `disk` take a change back.
+    fn undo_before(&mut self, disk: DiskId, command: &IoCommand, actions: &mut Actions) {
+        for on in (0..disk.0).map(DiskId) {
+            let _ = self.ask_io(on, command.clone(), IoWait::Undo, actions);
         }
     }
 
