@@ -59,8 +59,7 @@ impl Server<'_> {
             size: record.memory.size.0,
             granted,
             consumed: self.charge(record),
-            touched: granted * u64::from(record.averages.touched())
-                / (record.samples.len() as u64).max(1),
+            touched: record.averages.touched_pages(granted),
             active: record.averages.active_pages(granted),
             average_permille: record
                 .averages

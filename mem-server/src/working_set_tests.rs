@@ -66,6 +66,24 @@ const fn busy(region: u32) -> u32 {
     if region % 4 == 2 { FRAMES_PER_BLOCK } else { idle(region) }
 }
 
+/// What users see as touched is the last whole period's, by either source: neither the running one's, which is short of it,
+/// nor zero.
+#[test]
+fn touched_pages_are_those_of_the_last_period() {
+    let mut world = filled(false, 1);
+    let touched = |world: &World<'_>| world.server.vm_stats(VM).unwrap().touched;
+    periods(&mut world, 3, busy);
+    assert!(touched(&world).abs_diff(used(busy)) <= 1, "{}", touched(&world));
+    periods(&mut world, 1, idle);
+    assert!(touched(&world).abs_diff(used(idle)) <= 1, "{}", touched(&world));
+    world.server.policy.source = Source::Sampling;
+    // Nothing was watched in the period that ends here.
+    periods(&mut world, 2, |_| FRAMES_PER_BLOCK);
+    assert_eq!(touched(&world), u64::from(REGIONS * FRAMES_PER_BLOCK));
+    periods(&mut world, 1, |_| 0);
+    assert_eq!(touched(&world), 0);
+}
+
 #[test]
 fn an_idle_guest_is_not_overestimated() {
     for secret in 0..8 {

@@ -510,7 +510,7 @@ pub struct VmStats {
     pub granted: u64,
     /// Frames charged: private plus its part of shared and compressed ones.
     pub consumed: u64,
-    /// TCHD: touched in the last sampling period, estimated.
+    /// TCHD: touched in the last whole sampling period, estimated.
     pub touched: u64,
     /// ACTV: working set estimate (maximum of the three averages).
     pub active: u64,

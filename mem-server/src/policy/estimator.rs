@@ -25,6 +25,8 @@ pub enum Source {
 pub struct Averages {
     slow: u32,
     fast: u32,
+    /// The last whole period's fraction.
+    last: u32,
     touched: u32,
     samples: u32,
 }
@@ -38,7 +40,7 @@ const fn towards(average: u32, sample: u32, shift: u32) -> u32 {
 impl Averages {
     /// A new VM counts as wholly active until it has been watched: it is just starting.
     pub const fn new() -> Self {
-        Self { slow: ONE, fast: ONE, touched: 0, samples: 0 }
+        Self { slow: ONE, fast: ONE, last: ONE, touched: 0, samples: 0 }
     }
 
     const fn fraction(&self) -> u32 {
@@ -60,9 +62,9 @@ impl Averages {
         self.touched = self.touched.saturating_add(pages);
     }
 
-    /// Pages touched in this period.
-    pub const fn touched(&self) -> u32 {
-        self.touched
+    /// Pages of `allocated` that were touched in the last whole period, estimated from those watched.
+    pub const fn touched_pages(&self, allocated: u64) -> u64 {
+        (allocated as u128 * self.last as u128 / ONE as u128) as u64
     }
 
     /// The period is over. Without samples nothing was learned and nothing changes.
@@ -71,6 +73,7 @@ impl Averages {
             let fraction = self.fraction();
             self.slow = towards(self.slow, fraction, 3);
             self.fast = towards(self.fast, fraction, 1);
+            self.last = fraction;
         }
         self.begin(0);
     }
