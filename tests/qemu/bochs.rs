@@ -93,6 +93,9 @@ fn boot(name: &str) -> Result<String, Failure> {
     }
 }
 
+/// What a Linux kernel says when it cannot go on.
+const PANIC: &str = "Kernel panic";
+
 /// Consoles by VM and the events of what came by the management link.
 fn heard(bytes: &[u8]) -> (BTreeMap<u16, String>, Vec<Event>) {
     let (mut consoles, mut events) = (BTreeMap::<u16, String>::new(), Vec::new());
@@ -125,7 +128,8 @@ fn two_shells() -> Result<(), Failure> {
         if let Some(event) = events.iter().find(is_bad) {
             return Err(format!("{event:?}"));
         }
-        if !goes_on {
+        let has_panicked = consoles.values().any(|said| said.contains(PANIC));
+        if !goes_on || has_panicked {
             let kernel = String::from_utf8_lossy(&bochs.said("output")).into_owned();
             return Err(format!("no shell: {consoles:?}\n    {events:?}\n{kernel}"));
         }

@@ -151,14 +151,16 @@ global_asm!(
     "jmp g_endless",
     ".global g_endless_end",
     "g_endless_end:",
-    // Own FPU and debug registers: loads them from rbx, then shows them for ever.
+    // Own FPU and debug registers, own CR2: loads them from rbx, then shows them for ever.
     ".global g_private",
     "g_private:",
     "movq xmm7, rbx",
     "mov dr0, rbx",
+    "mov cr2, rbx",
     "2: hlt",
     "movq rax, xmm7",
     "mov rcx, dr0",
+    "mov rdx, cr2",
     "jmp 2b",
     ".global g_private_end",
     "g_private_end:",

@@ -581,6 +581,7 @@ fn test_migration(vms: [&mut Vm; 2], info: &BootInfo) {
             check("private guest after migration", vm.enter() == Return::Exit(exit::HLT));
             expect("XMM7 moves along", mr(word::GPR), value);
             expect("DR0 moves along", mr(word::GPR + 1), value);
+            expect("CR2 moves along", mr(word::GPR + 2), value);
         }
     }
     bind(first);
@@ -603,6 +604,7 @@ fn test_private_state(first: &mut Vm, second: &mut Vm) {
             expect("XMM7 is the guest's own", mr(word::GPR), value);
             expect("DR0 is the guest's own", mr(word::GPR + 1), value);
             expect("DR0 can be read", vm.read(field::DR0), value);
+            expect("CR2 is the guest's own", mr(word::GPR + 2), value);
         }
     }
     // A thread that uses the registers itself keeps its own.
@@ -617,6 +619,11 @@ fn test_private_state(first: &mut Vm, second: &mut Vm) {
     }
     ok("no FPU for this thread", call(slot::TCB, Label::TCBSetFlags, &[], &[0, 1]));
     bind(first);
+    ok("CR2 by its writer", first.write(&[(field::CR2, 0x7777_8888)]));
+    first.rip += 1;
+    check("private guest with another CR2", first.enter() == Return::Exit(exit::HLT));
+    expect("CR2 as written", mr(word::GPR + 2), 0x7777_8888);
+    ok("CR2 as before", first.write(&[(field::CR2, 0x1111_2222)]));
 }
 
 fn bind(vm: &Vm) {

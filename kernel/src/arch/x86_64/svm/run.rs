@@ -8,6 +8,10 @@
 //! Interrupt shadow: the processor loads it from the VMCB. QEMU's TCG does not; there the shadow of the host's own STI is
 //! what survives into the guest for one instruction. So with a shadowed guest STI stands directly before VMRUN, otherwise a NOP ends
 //! the shadow first; on a real processor neither order matters.
+//!
+//! CR2: the processor loads it from the VMCB. Bochs (2.7 and later) reads that field and drops it, so that a guest would see the
+//! address of the last page fault of a server or of another guest, if it left between its own fault and its handler's read. So CR2
+//! is loaded here, but only where it differs: usually the guest's is still there, for #VMEXIT does not touch it.
 // UNSAFETY: enters and leaves guests with VMRUN, sets up the processor for it.
 #![expect(unsafe_code, reason = "VMRUN and the registers around it")]
 
@@ -35,6 +39,12 @@ global_asm!(
     "vmsave rax",
     "mov rax, rsi",
     "vmload rax",
+    "mov rdx, cr2",
+    "cmp rdx, [rdi + {vmcb_cr2}]",
+    "je 4f",
+    "mov rdx, [rdi + {vmcb_cr2}]",
+    "mov cr2, rdx",
+    "4:",
     "test ecx, ecx",
     "mov rcx, [rdi + {gprs} + 0x08]",
     "mov rdx, [rdi + {gprs} + 0x10]",
@@ -93,6 +103,7 @@ global_asm!(
     "ret",
     gprs = const core::mem::offset_of!(Vcpu, gprs),
     vmcb_rax = const core::mem::offset_of!(Vcpu, vmcb) + core::mem::offset_of!(super::vmcb::Vmcb, rax),
+    vmcb_cr2 = const core::mem::offset_of!(Vcpu, vmcb) + core::mem::offset_of!(super::vmcb::Vmcb, cr2),
     vmcb_rsp = const core::mem::offset_of!(Vcpu, vmcb) + core::mem::offset_of!(super::vmcb::Vmcb, rsp),
 );
 
