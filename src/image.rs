@@ -3,7 +3,7 @@
 use crate::config::{Config, DiskImage, Source};
 use crate::{Error, PROGRAMS, WORKSPACE};
 use builder::cache::Cache;
-use builder::disk::{Content, Partition};
+use builder::disk::{Content, VirtualDisk};
 use builder::{boot_module, disk, elf, guest, iso};
 use protocol::archive::Kind;
 use protocol::stripe::Stripes;
@@ -104,6 +104,7 @@ pub fn build(config: &Config, disk: Disk) -> Result<Image, Error> {
     Ok(Image { kernel, module, disks, memory_mib })
 }
 
+/// Makes the machine's disks, all or none: a virtual disk may lie on several, and its parts must be of one making.
 fn make_disks(
     config: &Config,
     guests: &Cache,
@@ -113,22 +114,8 @@ fn make_disks(
     if config.disks.is_empty() {
         return Ok(Vec::new());
     }
-    (0..config.system.disks).map(|disk| make_disk(config, guests, folder, wanted, disk)).collect()
-}
-
-/// Makes disk `number` of the machine.
-fn make_disk(
-    config: &Config,
-    guests: &Cache,
-    folder: &Path,
-    wanted: Disk,
-    number: u8,
-) -> Result<PathBuf, Error> {
-    let mut partitions = Vec::new();
+    let mut disks = Vec::new();
     for plan in &config.disks {
-        let stripes = Stripes::new(plan.parts).unwrap_or(Stripes::ONE);
-        let part = number.checked_sub(plan.on.0).filter(|part| *part < stripes.parts());
-        let Some(part) = part else { continue };
         let content = match &plan.image {
             DiskImage::Empty => Content::Empty,
             DiskImage::File(path) => Content::Raw(path.clone()),
@@ -138,25 +125,23 @@ fn make_disk(
                 hostname: plan.hostname.clone(),
             },
         };
-        let (label, size) = (plan.label.clone(), plan.size);
-        partitions.push(Partition { label, size, content, stripes, part });
+        let stripes = Stripes::new(plan.parts).unwrap_or(Stripes::ONE);
+        let (label, size, on) = (plan.label.clone(), plan.size, plan.on.0);
+        disks.push(VirtualDisk { label, size, content, stripes, on });
     }
     let cache = Cache::open(folder)?;
     let stamp = |name| std::fs::read_to_string(guests.path(name)).unwrap_or_default();
     let (root, fio) = (stamp("root.ext4.stamp"), stamp("fio.ext4.stamp"));
-    let mut inputs = format!("{partitions:?} {root} {fio}");
-    let name = if number == 0 { "disk.img".to_owned() } else { format!("disk{number}.img") };
+    let count = usize::from(config.system.disks);
+    let inputs = format!("{count} {disks:?} {root} {fio}");
     if wanted == Disk::Fresh {
-        let stamp = cache.path(&format!("{name}.stamp"));
-        let _ = std::fs::remove_file(stamp);
-        inputs.push(' ');
+        let _ = std::fs::remove_file(cache.path("disks.stamp"));
     }
-    let inputs = inputs.trim_end().to_owned();
-    let path = cache.get(&name, &inputs, |path| {
-        progress(&format!("making the image {name}"));
-        disk::build(&partitions, path)
+    let made = cache.get("disks", inputs.trim_end(), |folder| {
+        progress("making the disks");
+        disk::build(&disks, count, folder)
     })?;
-    Ok(path)
+    Ok((0..count).map(|number| disk::file(&made, number)).collect())
 }
 
 /// Prepares any root-task ELF to be booted alone.
