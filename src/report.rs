@@ -202,6 +202,12 @@ impl Stats {
         self.disks.first().map(|(_, stats)| stats)
     }
 
+    /// A figure of a server about no VM in particular, by name; 0 if no server told it.
+    pub fn counter(&self, name: &str) -> u64 {
+        let found = self.terms.iter().find(|term| term.vm.is_none() && term.name == name);
+        found.map_or(0, |term| term.value)
+    }
+
     fn vm_name(&self, id: VmId) -> Option<&str> {
         self.vms.iter().find(|(vm, ..)| *vm == id).map(|(_, name, ..)| name.as_str())
     }

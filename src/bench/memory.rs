@@ -4,7 +4,7 @@ use super::{Figures, HANG, boot, quit};
 use crate::Error;
 use crate::report::Stats;
 use crate::session::{Ask, Session};
-use protocol::link::{Request, ServerId};
+use protocol::link::Request;
 use std::time::{Duration, Instant};
 
 /// Pages the scanner has looked at when the measurement ends: several passes over both VMs.
@@ -18,15 +18,6 @@ const LOOK: Duration = Duration::from_millis(500);
 /// The same where what lies between two looks is read off a line.
 const CLOSE_LOOK: Duration = Duration::from_millis(20);
 
-/// A machine-wide counter of the mem-server.
-fn counter(stats: &Stats, wanted: &str) -> u64 {
-    let found = stats
-        .terms
-        .iter()
-        .find(|term| term.server == ServerId::Mem && term.vm.is_none() && term.name == wanted);
-    found.map_or(0, |term| term.value)
-}
-
 /// Asks until a counter has reached a value.
 fn wait(session: &Session, wanted: &str, least: u64) -> Result<Stats, Error> {
     let start = Instant::now();
@@ -34,7 +25,7 @@ fn wait(session: &Session, wanted: &str, least: u64) -> Result<Stats, Error> {
         // While it starts the target does not answer.
         let answer = session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines));
         match answer {
-            Ok(stats) if counter(&stats, wanted) >= least => return Ok(stats),
+            Ok(stats) if stats.counter(wanted) >= least => return Ok(stats),
             Err(error) if start.elapsed() > HANG => return Err(error),
             Ok(_) if start.elapsed() > HANG => {
                 return Err(Error::NoProgress(format!("{wanted} stays below {least}")));
@@ -64,7 +55,7 @@ fn permille(part: f64, whole: f64) -> f64 {
 /// What the mem-server's tables take of guest memory: capabilities and page states of the VMs' memory, the sharing
 /// table, which is for all of the machine's, of that.
 fn metadata(stats: &Stats, figures: &mut Figures) {
-    let get = |name| counter(stats, name) as f64;
+    let get = |name| stats.counter(name) as f64;
     let guests: f64 = stats.vms.iter().map(|(.., vm)| vm.memory.size.bytes() as f64).sum();
     let sharing = permille(get("memory.sharing_bytes"), get("memory.total") * 4096.0);
     let states = permille(get("memory.capability_bytes") + get("memory.state_bytes"), guests);
@@ -79,7 +70,7 @@ pub fn figures(figures: &mut Figures) -> Result<(), Error> {
     let stats = wait(&session, "sharing.scanned", SCANNED);
     quit(&session);
     let stats = stats?;
-    let get = |name| counter(&stats, name);
+    let get = |name| stats.counter(name);
     let (scanned, merged) = (get("sharing.scanned"), get("sharing.merged"));
     per(figures, "scan_page", get("sharing.scan_ticks"), scanned.saturating_sub(merged));
     per(figures, "merge_page", get("sharing.merge_ticks"), merged);
@@ -113,7 +104,7 @@ fn curve(session: &Session) -> Result<Vec<Point>, Error> {
     let mut points = vec![(0, 0)];
     while start.elapsed() < HANG {
         let stats = Stats::from_lines(&session.ask(Request::Stats)?);
-        let scanned = counter(&stats, "sharing.scanned");
+        let scanned = stats.counter("sharing.scanned");
         points.push((scanned, saved(&stats)));
         if scanned >= SCANNED {
             return Ok(points);
@@ -145,8 +136,8 @@ pub fn compressed(figures: &mut Figures) -> Result<(), Error> {
     let stats = wait(&session, "memory.decompressed", DECOMPRESSED);
     quit(&session);
     let stats = stats?;
-    let ticks = counter(&stats, "memory.decompress_ticks");
-    per(figures, "compressed_fault", ticks, counter(&stats, "memory.decompressed"));
+    let ticks = stats.counter("memory.decompress_ticks");
+    per(figures, "compressed_fault", ticks, stats.counter("memory.decompressed"));
     Ok(())
 }
 

@@ -45,11 +45,6 @@ pub fn stats(session: &Session) -> Result<Stats, Failure> {
     session.ask(Request::Stats).map(|lines| Stats::from_lines(&lines)).map_err(text)
 }
 
-/// A machine-wide counter of the system's figures; 0 if it is not there.
-pub fn counter(stats: &Stats, name: &str) -> u64 {
-    stats.terms.iter().find(|term| term.vm.is_none() && term.name == name).map_or(0, |t| t.value)
-}
-
 /// The memory figures of a VM.
 pub fn memory(stats: &Stats, vm: VmId) -> MemoryStats {
     let found = stats.vms.iter().find(|(id, ..)| *id == vm);

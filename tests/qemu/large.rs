@@ -1,6 +1,6 @@
 //! Large pages under a Linux guest: its memory gets them, the balloon takes them apart, and they come back.
 
-use crate::boot::{counter, stats, text};
+use crate::boot::{stats, text};
 use crate::system::{eventually, same};
 use ballast::report::Stats;
 use ballast::session::{Ask, Session};
@@ -46,7 +46,7 @@ pub fn balloon(runner: &mut Runner, session: &Session, shell: &mut Shell<'_>) {
         })?;
         let now = stats(session)?;
         let name = "memory.demotions.balloon";
-        if counter(&now, name) == counter(&before, name) {
+        if now.counter(name) == before.counter(name) {
             return Err(format!("no large page of {} was taken apart", large(&before, vm) / 512));
         }
         let explained = session.ask(Request::Explain(vm)).map_err(text)?;
@@ -65,9 +65,9 @@ pub fn balloon(runner: &mut Runner, session: &Session, shell: &mut Shell<'_>) {
             "n=$(awk '/MemAvailable/{print int($2*9/10240)}' /proc/meminfo) && \
              yes 0123456789abcdef | head -c ${n}M >/m/g",
         )?;
-        let promoted = counter(&small, "memory.promotions") + 8;
+        let promoted = small.counter("memory.promotions") + 8;
         eventually(session, "eight regions put together", |stats| {
-            counter(stats, "memory.promotions") >= promoted
+            stats.counter("memory.promotions") >= promoted
         })?;
         shell.expect("sha256sum --quiet -c /tmp/f.sum && umount /m")?;
         set(None)

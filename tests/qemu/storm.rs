@@ -1,7 +1,7 @@
 //! Three VMs of one group write all their shared pages at once, in too little memory; then one reboots and one crashes, with
 //! pages in every state.
 
-use crate::boot::{counter, memory, prompt, start, stats, stop, stops, text};
+use crate::boot::{memory, prompt, start, stats, stop, stops, text};
 use crate::system::{eventually, same, wait_state};
 use ballast::machine::Clock;
 use ballast::session::{Ask, Session};
@@ -81,8 +81,8 @@ fn share(session: &Session) -> Result<(), Failure> {
         prompt(&mut shell)?;
         shell.expect(&fill)?;
     }
-    let seen = counter(&stats(session)?, "sharing.scanned") + 100_000;
-    eventually(session, "100,000 pages scanned", |stats| counter(stats, "sharing.scanned") > seen)
+    let seen = stats(session)?.counter("sharing.scanned") + 100_000;
+    eventually(session, "100,000 pages scanned", |stats| stats.counter("sharing.scanned") > seen)
 }
 
 /// Runs the cases; whether all passed.
@@ -91,7 +91,7 @@ fn cases(runner: &mut Runner, session: &Session, free: Option<Pages>) -> bool {
     let mut shells = [0, 1, 2].map(|vm| Shell::new(session, VmId(vm)));
     shells.iter_mut().for_each(Shell::skip);
     runner.case("storm: all write their shared pages at once and nobody dies", || {
-        let before = counter(&stats(session)?, "sharing.breaks");
+        let before = stats(session)?.counter("sharing.breaks");
         for (shell, mark) in shells.iter_mut().zip(MARKS) {
             let over = "dd of=/m/f conv=notrunc bs=64k 2>/dev/null";
             shell.start(&format!("{} | {over}", content(mark)))?;
@@ -102,7 +102,7 @@ fn cases(runner: &mut Runner, session: &Session, free: Option<Pages>) -> bool {
         for (shell, mark) in shells.iter_mut().zip(MARKS) {
             shell.expect(&format!("{} | md5sum >/sum && {CHECK}", content(mark)))?;
         }
-        let broken = counter(&stats(session)?, "sharing.breaks") - before;
+        let broken = stats(session)?.counter("sharing.breaks") - before;
         // A page that had been compressed or swapped meanwhile was not shared.
         if broken < COMMON / 4096 {
             return Err(format!("only {broken} shared pages were written"));

@@ -1,6 +1,6 @@
 //! A swap partition with bad sectors: failed writes lose nothing, and a page that is not given back stops its VM alone.
 
-use crate::boot::{counter, memory, prompt, stats, stop, stops, text};
+use crate::boot::{memory, prompt, stats, stop, stops, text};
 use crate::system::{eventually, same, wait_state};
 use ballast::config::Config;
 use ballast::image::{self, Disk};
@@ -121,10 +121,10 @@ fn cases(runner: &mut Runner, session: &Session) -> bool {
         up(session, &mut kept, KEPT)?;
         kept.expect(&fill(16))?;
         eventually(session, "a VM at rest on the disk", |stats| {
-            memory(stats, LOST).swapped.0 > UNREADABLE.end && counter(stats, FAILED) > 0
+            memory(stats, LOST).swapped.0 > UNREADABLE.end && stats.counter(FAILED) > 0
         })?;
         let seen = stats(session)?;
-        let (failed, written) = (counter(&seen, FAILED), memory(&seen, LOST).swapped.0);
+        let (failed, written) = (seen.counter(FAILED), memory(&seen, LOST).swapped.0);
         if failed > 1 + written / UNWRITABLE_STEP as u64 {
             return Err(format!("{failed} writes failed, {written} pages are on the disk"));
         }
@@ -132,7 +132,7 @@ fn cases(runner: &mut Runner, session: &Session) -> bool {
         kept.expect(CHECK)?;
         same("VMs stopped", stops(session), vec![])
     }) && runner.case("swap-errors: pages whose writes failed are what they were", || {
-        let before = counter(&stats(session)?, FAILED);
+        let before = stats(session)?.counter(FAILED);
         let setting = Setting::MemoryReservation(Pages(8 << 8));
         ask(Request::VmSet { vm: KEPT, setting })?;
         // A VM's tables are made in one block, and what is on its way to the disk is not free yet.
@@ -140,7 +140,7 @@ fn cases(runner: &mut Runner, session: &Session) -> bool {
         up(session, &mut pusher, PUSHER)?;
         pusher.expect(&fill(8))?;
         eventually(session, "two VMs on the disk", |stats| {
-            memory(stats, KEPT).swapped.0 > 1024 && counter(stats, FAILED) > before
+            memory(stats, KEPT).swapped.0 > 1024 && stats.counter(FAILED) > before
         })?;
         kept.expect(CHECK)?;
         pusher.expect(CHECK)?;
