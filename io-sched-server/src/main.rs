@@ -4,6 +4,7 @@
 #![no_main]
 #![deny(unsafe_code)]
 
+mod transport;
 mod virtio;
 
 use core::{cell::UnsafeCell, sync::atomic::AtomicU64};
@@ -20,7 +21,7 @@ use protocol::{
         Policy,
     },
     root::{Command, IoCommand, IoCounter, RootRequest, Text, io_counter},
-    slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLERS, IO_IRQ_HANDLERS_MAX, TIMER, notify},
+    slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLER, TIMER, notify},
     startup::{IoStart, Role, Startup},
     system::{Disk, IoControl, IoPolicy},
     units::Nanos,
@@ -175,12 +176,10 @@ impl Edge {
     }
 
     fn signalled(&mut self, bits: u64) {
-        for handler in 0..IO_IRQ_HANDLERS_MAX as u64 {
-            if bits & notify::IRQ << handler != 0 {
-                let irq: cap::IrqHandler = Cap::from_bits(IO_IRQ_HANDLERS + handler);
-                if irq.irq_handler_ack().is_err() {
-                    defmt::warn!("interrupt {=u64} could not be acknowledged", handler);
-                }
+        if bits & notify::IRQ != 0 {
+            let irq: cap::IrqHandler = Cap::from_bits(IO_IRQ_HANDLER);
+            if irq.irq_handler_ack().is_err() {
+                defmt::warn!("the disk's interrupt could not be acknowledged");
             }
         }
         self.collect();

@@ -1,14 +1,14 @@
 //! The virtio-blk driver of the edge: one queue with room for 64 requests, completion by MSI-X.
 //!
-//! Transport and queue are the `virtio-drivers` crate's; its own block driver has too small a queue. Data goes
-//! straight between the disk and the clients' rings.
-//! Source: virtio 1.2, sections 4.1 and 5.2.
-// UNSAFETY: device registers, memory the device writes, and the queue's contract on buffers.
+//! The queue is the `virtio-drivers` crate's; its own block driver has too small a queue, and its PCI transport wants
+//! configuration space, which only the root-task has. Data goes straight between the disk and the clients' rings.
+//! Source: virtio 1.2, section 5.2.
+// UNSAFETY: memory the device writes, and the queue's contract on buffers.
 #![expect(unsafe_code, reason = "a driver names memory by address")]
 
 use core::{
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use io_sched_server::device::{BlockDevice, Buffer, DeviceRequest, DeviceStatus, TAGS};
@@ -16,22 +16,16 @@ use io_sched_server::server::SCRATCH_BYTES;
 use protocol::{
     io::MAX_CLIENTS,
     ring::BlkOperation,
-    slots,
-    startup::{DMA_VADDR, IO_RING_VADDR, IoStart, PciFunction, RING_STRIDE},
+    startup::{DMA_VADDR, IO_RING_VADDR, IoStart, RING_STRIDE},
     units::Nanos,
 };
-use sel4::{Cap, cap};
 use virtio_drivers::{
     BufferDirection, Hal, PhysAddr,
     queue::VirtQueue,
-    transport::{
-        DeviceStatus as VirtioStatus, Transport,
-        pci::{
-            PciTransport,
-            bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot},
-        },
-    },
+    transport::{DeviceStatus as VirtioStatus, Transport},
 };
+
+use crate::transport::Registers;
 
 /// Descriptors: three per request.
 const QUEUE: usize = 256;
@@ -55,8 +49,6 @@ static DMA_PADDR: AtomicU64 = AtomicU64::new(0);
 static DMA_END: AtomicU64 = AtomicU64::new(0);
 static DMA_NEXT: AtomicU64 = AtomicU64::new(0);
 static RINGS: [AtomicU64; MAX_CLIENTS] = [const { AtomicU64::new(0) }; MAX_CLIENTS];
-/// Physical address, length and virtual address of each register window.
-static WINDOWS: [[AtomicU64; 3]; 6] = [const { [const { AtomicU64::new(0) }; 3] }; 6];
 
 /// Notes where a client's ring lies, before the device is given any of it.
 pub fn set_ring(client: u16, paddr: u64) {
@@ -111,18 +103,9 @@ unsafe impl Hal for DmaHal {
         0
     }
 
-    unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
-        for window in &WINDOWS {
-            let [base, length, vaddr] = window.each_ref().map(|word| word.load(Ordering::Relaxed));
-            if length != 0 && paddr >= base && paddr + size as u64 <= base + length {
-                let at = (vaddr + (paddr - base)) as usize;
-                if let Some(at) = NonNull::new(core::ptr::with_exposed_provenance_mut(at)) {
-                    return at;
-                }
-            }
-        }
-        // The crate has no way to hear of an error here; the device named a window we do not have.
-        unreachable!("registers outside the windows of the start-up page")
+    unsafe fn mmio_phys_to_virt(_: PhysAddr, _: usize) -> NonNull<u8> {
+        // Only the crate's own PCI transport asks.
+        unreachable!("registers are mapped before the start")
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
@@ -132,56 +115,24 @@ unsafe impl Hal for DmaHal {
     unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
 }
 
-/// Configuration space through ports 0xcf8 and 0xcfc.
-struct Ports;
-
-const PORTS: cap::IOPort = Cap::from_bits(slots::IO_PCI_PORTS);
-
-fn address(function: DeviceFunction, register: u8) -> u32 {
-    1 << 31
-        | u32::from(function.bus) << 16
-        | u32::from(function.device) << 11
-        | u32::from(function.function) << 8
-        | u32::from(register & !3)
-}
-
-impl ConfigurationAccess for Ports {
-    fn read_word(&self, function: DeviceFunction, register: u8) -> u32 {
-        let selected = PORTS.ioport_out32(0xcf8, address(function, register));
-        selected.and_then(|()| PORTS.ioport_in32(0xcfc)).unwrap_or(u32::MAX)
-    }
-
-    fn write_word(&mut self, function: DeviceFunction, register: u8, data: u32) {
-        if PORTS.ioport_out32(0xcf8, address(function, register)).is_ok()
-            && PORTS.ioport_out32(0xcfc, data).is_err()
-        {
-            defmt::warn!("configuration write refused");
-        }
-    }
-
-    unsafe fn unsafe_clone(&self) -> Self {
-        Self
-    }
-}
-
 /// Why there is no disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, defmt::Format)]
 pub enum DriverError {
-    /// The start-up page names no PCI function.
-    NoFunction,
-    /// The function is no usable virtio device.
-    Transport,
+    /// The start-up page names no device.
+    NoDevice,
+    /// It is given fewer registers than a disk has.
+    Registers,
     /// It is no modern block device.
     Features,
     /// The DMA region is too small, or the device's queue.
     Queue,
-    /// It has no MSI-X, or none of its vectors are ours.
+    /// Its queue takes no interrupt, or its doorbell is not among the registers.
     Interrupt,
 }
 
 /// The driver.
 pub struct Driver {
-    transport: PciTransport,
+    transport: Registers,
     queue: VirtQueue<DmaHal, QUEUE>,
     /// Token and request by tag.
     pending: [Option<(u16, DeviceRequest)>; TAGS],
@@ -202,25 +153,11 @@ impl Driver {
     ///
     /// [`DriverError`] if there is none that works.
     pub fn start(start: &IoStart) -> Result<Self, DriverError> {
-        let function = start.function.as_ref().ok_or(DriverError::NoFunction)?;
+        let device = start.device.as_ref().ok_or(DriverError::NoDevice)?;
         DMA_PADDR.store(start.dma.paddr, Ordering::Relaxed);
         DMA_NEXT.store(DMA_VADDR + QUEUE_OFFSET, Ordering::Relaxed);
         DMA_END.store(DMA_VADDR + start.dma.bytes, Ordering::Relaxed);
-        for (window, bar) in WINDOWS.iter().zip(&function.bars) {
-            let region = bar.region;
-            for (word, value) in window.iter().zip([region.paddr, region.bytes, region.vaddr]) {
-                word.store(value, Ordering::Relaxed);
-            }
-        }
-        let at = DeviceFunction {
-            bus: function.bus,
-            device: function.device,
-            function: function.function,
-        };
-        let mut root = PciRoot::new(Ports);
-        root.set_command(at, Command::MEMORY_SPACE | Command::BUS_MASTER);
-        let mut transport = PciTransport::new::<DmaHal, Ports>(&mut root, at)
-            .map_err(|_| DriverError::Transport)?;
+        let mut transport = Registers::new(device).ok_or(DriverError::Registers)?;
         transport.set_status(VirtioStatus::empty());
         while transport.get_status() != VirtioStatus::empty() {
             core::hint::spin_loop();
@@ -235,12 +172,13 @@ impl Driver {
         {
             return Err(DriverError::Features);
         }
-        route_interrupt(&mut root, at, function)?;
+        if !transport.route_queue() {
+            return Err(DriverError::Interrupt);
+        }
         let queue =
             VirtQueue::new(&mut transport, 0, false, false).map_err(|_| DriverError::Queue)?;
         transport.set_status(status | VirtioStatus::DRIVER_OK);
-        let half = |offset| transport.read_config_space::<u32>(offset).unwrap_or(0);
-        let sectors = u64::from(half(0)) | u64::from(half(4)) << 32;
+        let sectors = transport.sectors();
         Ok(Self {
             transport,
             queue,
@@ -382,63 +320,4 @@ impl BlockDevice for Driver {
     fn next_event(&self) -> Option<Nanos> {
         None
     }
-}
-
-/// PCI capability identifiers and the vendor capability's kind for the common configuration.
-const MSIX: u8 = 0x11;
-const VENDOR: u8 = 0x09;
-const COMMON: u8 = 1;
-/// Offsets in the common configuration.
-const QUEUE_SELECT: usize = 22;
-const QUEUE_MSIX_VECTOR: usize = 26;
-
-/// Programs entry 0 of the MSI-X table and gives it to queue 0, before the queue is enabled.
-fn route_interrupt(
-    root: &mut PciRoot<Ports>,
-    at: DeviceFunction,
-    function: &PciFunction,
-) -> Result<(), DriverError> {
-    let vector = function.vectors.first().ok_or(DriverError::Interrupt)?;
-    let window = |bar: u32, offset: u32, length: usize| {
-        let bar = function.bars.iter().find(|b| u32::from(b.index) == bar)?;
-        let end = u64::from(offset) + length as u64;
-        (end <= bar.region.bytes).then(|| (bar.region.vaddr + u64::from(offset)) as usize)
-    };
-    let mut table = None;
-    let mut common = None;
-    let mut control = 0;
-    for capability in root.capabilities(at) {
-        let low = Ports.read_word(at, capability.offset);
-        let word = Ports.read_word(at, capability.offset + 4);
-        match capability.id {
-            MSIX => {
-                control = capability.offset;
-                table = window(word & 7, word & !7, 16);
-            }
-            VENDOR if (low >> 24) as u8 == COMMON && common.is_none() => {
-                common = window(word & 0xff, Ports.read_word(at, capability.offset + 8), 56);
-            }
-            _ => {}
-        }
-    }
-    let (Some(table), Some(common)) = (table, common) else { return Err(DriverError::Interrupt) };
-    let entry = [vector.address as u32, (vector.address >> 32) as u32, vector.data, 0];
-    for (index, value) in entry.into_iter().enumerate() {
-        let register = core::ptr::with_exposed_provenance::<AtomicU32>(table + index * 4);
-        // SAFETY: inside the mapped window, as checked; table entries are 4-byte registers, 4-byte aligned.
-        unsafe { &*register }.store(value, Ordering::Relaxed);
-    }
-    let state = Ports.read_word(at, control);
-    // Enable (bit 31), function mask off (bit 30).
-    root_write(root, at, control, (state | 1 << 31) & !(1 << 30));
-    for (offset, value) in [(QUEUE_SELECT, 0u16), (QUEUE_MSIX_VECTOR, 0)] {
-        let register = core::ptr::with_exposed_provenance_mut::<u16>(common + offset);
-        // SAFETY: inside the mapped window, as checked; both are 2-byte registers, 2-byte aligned.
-        unsafe { register.write_volatile(value) };
-    }
-    Ok(())
-}
-
-fn root_write(_: &mut PciRoot<Ports>, at: DeviceFunction, register: u8, value: u32) {
-    Ports.write_word(at, register, value);
 }

@@ -64,12 +64,8 @@ pub const MEM_VM_NOTIFY: u64 = 2;
 /// mem-server: first of its untypeds, in the order of [`crate::startup::MemStart::untypeds`].
 pub const MEM_UNTYPEDS: u64 = 128;
 
-/// io-sched-server: I/O ports 0xcf8..=0xcff, the PCI configuration mechanism.
-pub const IO_PCI_PORTS: u64 = 16;
-/// io-sched-server: first of its interrupt handlers, in the order of [`crate::startup::PciFunction::vectors`].
-pub const IO_IRQ_HANDLERS: u64 = 24;
-/// io-sched-server: most interrupt handlers.
-pub const IO_IRQ_HANDLERS_MAX: usize = 8;
+/// io-sched-server: its disk's interrupt. It has no I/O ports: the root-task configures the disks.
+pub const IO_IRQ_HANDLER: u64 = 24;
 /// io-sched-server: notification of client 0, badged [`notify::DISK`]; client n's is n further.
 pub const IO_CLIENT_NOTIFY: u64 = 64;
 
@@ -93,7 +89,7 @@ pub mod notify {
     pub const MEM: u64 = 1 << 3;
     /// Console input arrived in the ring.
     pub const CONSOLE: u64 = 1 << 4;
-    /// io-sched-server: interrupt `i` (bit `IRQ << i`, `i` below [`super::IO_IRQ_HANDLERS_MAX`]).
+    /// io-sched-server: its disk raised an interrupt.
     pub const IRQ: u64 = 1 << 8;
 }
 

@@ -4,7 +4,7 @@
 //! into a page mapped read-only at [`STARTUP_VADDR`]. Addresses below are the same in every
 //! server, so that neither side needs to be told them.
 
-use crate::slots::{Client, IO_IRQ_HANDLERS_MAX};
+use crate::slots::Client;
 use crate::system::{DiskModel, GROUPS_MAX, Group, IoPolicy, MODULES_MAX, MemoryPolicy, Vm};
 use crate::units::{DiskId, Pages, VmId};
 use heapless::Vec;
@@ -33,8 +33,8 @@ pub const VMM_RING_VADDR: u64 = 0x800_0000;
 pub const RING_STRIDE: u64 = 0x20_0000;
 /// io-sched-server: ring memory of client 0; client n's [`RING_STRIDE`] `* n` higher.
 pub const IO_RING_VADDR: u64 = 0x4000_0000;
-/// io-sched-server: device registers, as listed in [`PciFunction::bars`].
-pub const BAR_VADDR: u64 = 0x3000_0000;
+/// io-sched-server: the disk's registers, as listed in [`VirtioDisk`].
+pub const REGISTERS_VADDR: u64 = 0x3000_0000;
 /// io-sched-server: memory for queues and requests, seen by the device.
 pub const DMA_VADDR: u64 = 0x3800_0000;
 /// vmm-server: guest kernel and modules, read-only until [`crate::root::RootRequest::Ready`].
@@ -105,43 +105,18 @@ pub struct MemStart {
     pub seed: u64,
 }
 
-/// One device register window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bar {
-    /// Number of the base address register, 0..=5.
-    pub index: u8,
-    /// Where it is mapped (uncached), and its physical address.
-    pub region: DmaRegion,
-}
-
-/// What a message-signalled interrupt writes, for the MSI-X table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MsiVector {
-    /// Message address.
-    pub address: u64,
-    /// Message data.
-    pub data: u32,
-    /// Which interrupt handler slot and which notification bit it is.
-    pub handler: u8,
-}
-
-/// A PCI function given to an io-sched-server.
+/// A virtio disk given to an io-sched-server: turned on, its first message-signalled interrupt routed to
+/// [`crate::slots::IO_IRQ_HANDLER`], its registers mapped (uncached).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PciFunction {
-    /// Bus number.
-    pub bus: u8,
-    /// Device number.
-    pub device: u8,
-    /// Function number.
-    pub function: u8,
-    /// PCI vendor identifier.
-    pub vendor_id: u16,
-    /// PCI device identifier.
-    pub device_id: u16,
-    /// Its memory windows.
-    pub bars: Vec<Bar, 6>,
-    /// Its interrupts.
-    pub vectors: Vec<MsiVector, IO_IRQ_HANDLERS_MAX>,
+pub struct VirtioDisk {
+    /// The common configuration, 56 bytes (virtio 1.2, section 4.1.4.3).
+    pub common: Region,
+    /// The doorbells.
+    pub notify: Region,
+    /// Bytes from one doorbell to the next, as the device says.
+    pub notify_multiplier: u32,
+    /// The disk's own configuration, 8 bytes: its capacity in sectors.
+    pub device: Region,
 }
 
 /// What an io-sched-server is told.
@@ -149,8 +124,8 @@ pub struct PciFunction {
 pub struct IoStart {
     /// Which disk of the machine it serves.
     pub disk: DiskId,
-    /// The disk's PCI function; `None` if the machine has no such disk.
-    pub function: Option<PciFunction>,
+    /// The disk; `None` if the machine has no such disk, or it cannot be used.
+    pub device: Option<VirtioDisk>,
     /// Memory for device queues: kept over a restart, zeroed before the first start.
     pub dma: DmaRegion,
     /// Dispatch policy.
@@ -270,7 +245,12 @@ mod tests {
             machine_memory: Pages(1 << 17),
             role: Role::Io(IoStart {
                 disk: DiskId(1),
-                function: None,
+                device: Some(VirtioDisk {
+                    common: Region { vaddr: REGISTERS_VADDR, bytes: 56 },
+                    notify: Region { vaddr: REGISTERS_VADDR + 0x1000, bytes: 4096 },
+                    notify_multiplier: 4,
+                    device: Region { vaddr: REGISTERS_VADDR + 0x2000, bytes: 8 },
+                }),
                 dma: DmaRegion::default(),
                 policy: IoPolicy::RoundRobin,
                 groups: Vec::new(),

@@ -13,12 +13,10 @@ use protocol::link::{self, CHUNK_MAX, Refusal, Row, ServerId, ToHost, ToTarget};
 use protocol::ring::{LogRing, console_rings};
 use protocol::root::{FaultReport, Root as RootInterface, RootReply, RootRequest};
 use protocol::slots::{Client, FAULT_BADGE, MEM_VM, MEM_VM_SLOTS, SWAP_CLIENT, SWAP_DISK, notify};
-use protocol::startup::{
-    self, BAR_VADDR, Bar, DmaRegion, IoStart, MemStart, MsiVector, PciFunction,
-};
+use protocol::startup::{self, MemStart};
 use protocol::system::System;
 use protocol::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, PAGE_SIZE, Pages, VmId};
-use root_task::arena::{Arena, Shortage};
+use root_task::arena::Shortage;
 use root_task::caps::CapMap;
 use root_task::slots::Slots;
 use root_task::system::{Action, Actions, Output, Supervisor};
@@ -30,11 +28,12 @@ use sel4::{
 };
 
 use edge::archive::Blobs;
+use edge::disks::{self, DiskDevices, ports};
 use edge::objects::{Fail, Objects, Tried, here};
 use edge::serial::{ROOM_FOR_ANSWERS, Serial};
-use edge::servers::{self, Core, DiskDevices, Ring, Server, VECTORS_PER_DISK, index};
+use edge::servers::{self, Core, Ring, Server, index};
 use edge::window::{self, ViewPage};
-use edge::{cmos, host, pci, serial};
+use edge::{cmos, host, serial};
 
 runtime::root_task!(main, 1 << 20);
 
@@ -45,15 +44,8 @@ const TIMER_BIT: u64 = 1 << 1;
 const TICK: Nanos = Nanos::from_millis(20);
 /// How often the line is tried while it is busy.
 const BUSY_TICK: Nanos = Nanos::from_millis(1);
-/// Interrupt vectors (of the user's 0..=107).
+/// Interrupt vector (of the user's 0..=107).
 const SERIAL_VECTOR: u64 = 3;
-const MSI_VECTOR: u64 = 16;
-/// CPU vector of user vector 0, for message-signalled interrupts.
-const CPU_VECTOR_BASE: u64 = 48;
-/// Message address of local APIC 0.
-const MSI_ADDRESS: u64 = 0xfee0_0000;
-/// Memory of a device's queues.
-const DMA_BYTES: u64 = 128 << 10;
 /// The machine's exit device.
 const EXIT_PORT: u16 = 0xf4;
 /// Least untyped the mem-server takes: a large page.
@@ -77,9 +69,6 @@ struct Root {
     /// io-sched-servers by disk of the machine, and what they need of it.
     io: [Option<Server>; MACHINE_DISKS_MAX],
     devices: Vec<DiskDevices, MACHINE_DISKS_MAX>,
-    /// Disks whose io-sched-server is to be made (bit = disk): one after the other, for they share the ports of PCI's
-    /// configuration space while they start.
-    io_to_make: u8,
     vmms: [Option<Server>; MAX_VMS],
     rings: [Option<Ring>; MAX_CLIENTS],
     input: [Deque<u8, INPUT_BYTES>; MAX_VMS],
@@ -116,157 +105,6 @@ fn usable_memory(boot: &BootInfoPtr) -> Objects {
     objects
 }
 
-/// Makes a capability for ports `first..=last`.
-fn ports(
-    objects: &mut Objects,
-    arena: &mut Arena,
-    first: u16,
-    last: u16,
-) -> Result<cap::IOPort, Fail> {
-    let number = arena.slots(1, &mut objects.slots)?.start;
-    slot::IO_PORT_CONTROL
-        .cap()
-        .ioport_control_issue(first, last, &here(number))
-        .tried("issue ports")?;
-    Ok(Cap::from_bits(number))
-}
-
-/// Device memory: untypeds split until one is just the page wanted.
-struct DeviceMemory {
-    pieces: Vec<(u64, u64, u64), 256>,
-}
-
-impl DeviceMemory {
-    fn new(boot: &BootInfoPtr) -> Self {
-        let mut pieces = Vec::new();
-        for (slot, untyped) in (boot.untyped().start()..).zip(boot.untyped_list()) {
-            if untyped.is_device() {
-                let _ = pieces.push((slot, untyped.paddr(), u64::from(untyped.size_bits())));
-            }
-        }
-        Self { pieces }
-    }
-
-    /// The frame at `paddr`.
-    fn frame(
-        &mut self,
-        objects: &mut Objects,
-        arena: &mut Arena,
-        paddr: u64,
-    ) -> Result<cap::Granule, Fail> {
-        const GONE: Fail = Fail::Archive("a device's registers are in no device memory");
-        loop {
-            let holds =
-                |piece: &&mut (u64, u64, u64)| paddr >= piece.1 && paddr - piece.1 < 1 << piece.2;
-            let piece = self.pieces.iter_mut().find(holds).ok_or(GONE)?;
-            let (number, start, bits) = *piece;
-            let root = slot::CNODE.cap().absolute_cptr_for_self();
-            let untyped = cap::Untyped::from_bits(number);
-            if bits == 12 {
-                let frame = arena.slots(1, &mut objects.slots)?.start;
-                let blueprint = sel4::FrameObjectType::_4k.blueprint();
-                untyped.untyped_retype(&blueprint, &root, frame, 1).tried("device frame")?;
-                return Ok(Cap::from_bits(frame));
-            }
-            let halves = arena.slots(2, &mut objects.slots)?.start;
-            let blueprint = ObjectBlueprint::Untyped { size_bits: bits - 1 };
-            untyped.untyped_retype(&blueprint, &root, halves, 2).tried("split device memory")?;
-            *piece = (halves, start, bits - 1);
-            let high = (halves + 1, start + (1 << (bits - 1)), bits - 1);
-            self.pieces
-                .push(high)
-                .map_err(|_| Fail::Archive("device memory is in too many pieces"))?;
-        }
-    }
-}
-
-/// Finds the disks and takes their registers, interrupts and DMA memory. A disk that the system has and the machine has
-/// not gets a server that says so.
-fn find_disks(
-    boot: &BootInfoPtr,
-    objects: &mut Objects,
-    core: &mut Core,
-    system: &System,
-) -> Result<Vec<DiskDevices, MACHINE_DISKS_MAX>, Fail> {
-    let arena = &mut core.arena;
-    let ports = ports(objects, arena, pci::FIRST_PORT, pci::LAST_PORT)?;
-    let found = pci::Configuration(ports).disks().tried("read PCI configuration")?;
-    let mut memory = DeviceMemory::new(boot);
-    let mut all = Vec::new();
-    for disk in (0..system.disks).map(DiskId) {
-        let (mut registers, mut handlers) = (Vec::new(), Vec::new());
-        let function = found
-            .get(disk.index())
-            .map(|found| {
-                take_disk(objects, arena, &mut memory, disk, found, (&mut registers, &mut handlers))
-            })
-            .transpose()?;
-        let pages = DMA_BYTES / PAGE_SIZE;
-        let blueprint = sel4::FrameObjectType::_4k.blueprint();
-        let (first, paddr) = objects.make_at(arena, blueprint, pages)?;
-        let start = IoStart {
-            disk,
-            function,
-            dma: DmaRegion { vaddr: startup::DMA_VADDR, paddr, bytes: DMA_BYTES },
-            policy: system.io_policy,
-            groups: system.groups.clone(),
-            model: system.disk_model.clone(),
-            restarted: false,
-        };
-        let devices = DiskDevices { ports, registers, dma: (first, pages), handlers, start };
-        all.push(devices).map_err(|_| Fail::Archive("too many disks"))?;
-    }
-    Ok(all)
-}
-
-/// Register frames with their addresses, and interrupt handlers.
-type Taken<'t> =
-    (&'t mut Vec<(u64, cap::Granule), 16>, &'t mut Vec<cap::IrqHandler, VECTORS_PER_DISK>);
-
-/// Takes the registers and interrupts of one disk.
-fn take_disk(
-    objects: &mut Objects,
-    arena: &mut Arena,
-    memory: &mut DeviceMemory,
-    disk: DiskId,
-    found: &pci::Function,
-    (registers, handlers): Taken<'_>,
-) -> Result<PciFunction, Fail> {
-    let mut vaddr = BAR_VADDR;
-    let mut bars = Vec::new();
-    for window in &found.windows {
-        let region = DmaRegion { vaddr, paddr: window.paddr, bytes: window.bytes };
-        for page in 0..window.bytes.div_ceil(PAGE_SIZE) {
-            let frame = memory.frame(objects, arena, window.paddr + page * PAGE_SIZE)?;
-            registers.push((vaddr, frame)).map_err(|_| Fail::Archive("too many registers"))?;
-            vaddr += PAGE_SIZE;
-        }
-        let _ = bars.push(Bar { index: window.index, region });
-    }
-    let mut vectors = Vec::new();
-    for handler in 0..VECTORS_PER_DISK as u64 {
-        let number = arena.slots(1, &mut objects.slots)?.start;
-        let vector = MSI_VECTOR + u64::from(disk.0) * VECTORS_PER_DISK as u64 + handler;
-        let (device, function) = (u64::from(found.device), u64::from(found.function));
-        slot::IRQ_CONTROL
-            .cap()
-            .irq_control_get_msi(0, device, function, handler, vector, &here(number))
-            .tried("take an interrupt")?;
-        let _ = handlers.push(Cap::from_bits(number));
-        let data = u32::try_from(CPU_VECTOR_BASE + vector).unwrap_or(0);
-        let _ = vectors.push(MsiVector { address: MSI_ADDRESS, data, handler: handler as u8 });
-    }
-    Ok(PciFunction {
-        bus: 0,
-        device: found.device,
-        function: found.function,
-        vendor_id: found.vendor_id,
-        device_id: found.device_id,
-        bars,
-        vectors,
-    })
-}
-
 impl Root {
     fn start(boot: &BootInfoPtr) -> Result<Self, Fail> {
         let own = slot::TCB.cap();
@@ -281,7 +119,7 @@ impl Root {
         let (serial, serial_irq, timer, exit_port, reply) =
             Self::own_devices(&mut objects, &mut core)?;
         core.wall_seconds = Self::wall_seconds(&mut objects, &mut core)?;
-        let devices = find_disks(boot, &mut objects, &mut core, &system)?;
+        let devices = disks::find(boot, &mut objects, &mut core.arena, &system)?;
         let keep = system.kernel_memory.bytes();
         let mem_blocks: Vec<Block, { startup::UNTYPEDS_MAX }> =
             objects.take_surplus(keep, MEM_BLOCK_BITS);
@@ -309,7 +147,6 @@ impl Root {
             mem_blocks,
             mem_start,
             io: [const { None }; MACHINE_DISKS_MAX],
-            io_to_make: 0,
             devices,
             vmms: [const { None }; MAX_VMS],
             rings: [const { None }; MAX_CLIENTS],
@@ -494,9 +331,6 @@ impl Root {
             self.supervisor.boot(&mut actions);
         }
         self.run(actions);
-        if let Err(fail) = self.make_waiting_io() {
-            stop("an io-sched-server cannot be made", &fail);
-        }
     }
 
     fn server_mut(&mut self, client: Client) -> Option<&mut Server> {
@@ -838,24 +672,12 @@ impl Root {
         Ok(paddr)
     }
 
-    /// Ends the io-sched-server of `disk`, if there is one, and makes it anew as soon as no other is starting.
+    /// Ends the io-sched-server of `disk`, if there is one, and makes it anew.
     fn restart_io(&mut self, disk: DiskId) -> Result<(), Fail> {
         if let Some(server) = self.io.get_mut(disk.index()).and_then(Option::take) {
             self.core.answer_io_caller(disk);
             server.destroy(&mut self.objects);
         }
-        self.io_to_make |= 1 << disk.0;
-        self.make_waiting_io()
-    }
-
-    /// Makes the next io-sched-server that is to be made, unless one is starting.
-    fn make_waiting_io(&mut self) -> Result<(), Fail> {
-        let is_starting = |server: &Server| !server.is_passive;
-        if self.io_to_make == 0 || self.io.iter().flatten().any(is_starting) {
-            return Ok(());
-        }
-        let disk = DiskId(self.io_to_make.trailing_zeros() as u8);
-        self.io_to_make &= self.io_to_make - 1;
         let Some(devices) = self.devices.get_mut(disk.index()) else { return Ok(()) };
         let (groups, policy) = self.supervisor.io_settings();
         (devices.start.groups, devices.start.policy) = (groups.clone(), policy);

@@ -1,17 +1,19 @@
-//! A machine with two disks: virtual disks spread over both, claims that hold over both servers together, the end of one.
+//! A machine with two disks: virtual disks spread over both, claims that hold over both servers together, the end of one
+//! and of both.
 
 use crate::boot::{start, stats, stop, text};
 use crate::disk::{limit, set_disk};
-use crate::system::downtime;
 use ballast::machine::Clock;
 use ballast::report::Stats;
-use ballast::session::{Ask, Session};
-use protocol::link::{Request, ServerId};
+use ballast::session::{Ask, Line, Session};
+use protocol::link::{Event, Request, ServerId};
 use protocol::units::{DiskId, VmId};
 use tests::guest::{HANG, Shell};
 use tests::runner::{Failure, Runner};
 
 const WIDE: VmId = VmId(0);
+/// The servers of both disks.
+const SERVERS: [ServerId; 2] = [ServerId::Io(DiskId(0)), ServerId::Io(DiskId(1))];
 /// Requests per second that both servers together allow the second disk of [`WIDE`].
 const LIMIT: u32 = 100;
 /// Reads of each of two readers.
@@ -57,13 +59,51 @@ fn both_parts_work(session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes, has the second disk's server killed meanwhile, and compares.
-fn survives(session: &Session, shell: &mut Shell<'_>) -> Result<(), Failure> {
-    let server = ServerId::Io(DiskId(1));
-    shell.expect("mkdir -p /m && mount -t tmpfs m /m && head -c 16777216 /dev/urandom >/m/f")?;
+/// Every io-sched-server has its own disk's interrupt, and no ports: not those by which PCI is configured, or any other.
+fn each_has_its_own_disk_alone(session: &Session) -> Result<(), Failure> {
+    let lines = session.ask(Request::Caps).map_err(text)?;
+    let mut interrupts = Vec::new();
+    for line in &lines {
+        let Line::Cap { server, kind, .. } = line else { continue };
+        match kind.as_str() {
+            "IOPort" => return Err(format!("{server:?} has ports")),
+            "IrqHandler" => interrupts.push(*server),
+            _ => {}
+        }
+    }
+    interrupts.sort_by_key(|server| format!("{server:?}"));
+    if interrupts == SERVERS {
+        return Ok(());
+    }
+    Err(format!("interrupts are held by {interrupts:?}"))
+}
+
+/// Waits until `server` has been made anew `times` times.
+fn restarted(session: &Session, server: ServerId, times: usize) -> Result<(), Failure> {
+    let is_it =
+        |event: &Event| matches!(event, Event::ServerRestarted { server: s, .. } if *s == server);
+    let seen = session.wait("restart of a server", HANG, |heard| {
+        let count = heard.events.iter().filter(|(_, event)| is_it(event)).count();
+        (count >= times).then_some(())
+    });
+    seen.map_err(text)
+}
+
+/// Writes, has `servers` killed meanwhile, which starts each for the `times`th time, and compares.
+fn survives(
+    session: &Session,
+    shell: &mut Shell<'_>,
+    servers: &[(ServerId, usize)],
+) -> Result<(), Failure> {
+    shell.expect("mountpoint -q /m || { mkdir -p /m && mount -t tmpfs m /m; }")?;
+    shell.expect("head -c 16777216 /dev/urandom >/m/f")?;
     shell.start("dd if=/m/f of=/dev/vdb bs=64k oflag=direct,sync 2>/dev/null")?;
-    session.ask(Request::Kill(server)).map_err(text)?;
-    downtime(session, server)?;
+    for (server, _) in servers {
+        session.ask(Request::Kill(*server)).map_err(text)?;
+    }
+    for (server, times) in servers {
+        restarted(session, *server, *times)?;
+    }
     shell.finish(HANG)?;
     shell.expect("echo 3 >/proc/sys/vm/drop_caches; cmp -n 16777216 /m/f /dev/vdb").map(drop)
 }
@@ -91,7 +131,14 @@ pub fn run(runner: &mut Runner) {
         limit_holds(&session, &mut shell)
     });
     runner.case("striped: nothing is lost when the server of one part is killed", || {
-        survives(&session, &mut shell)
+        survives(&session, &mut shell, &[(SERVERS[1], 1)])
+    });
+    runner
+        .case("striped: nothing is lost when the servers of both parts are killed at once", || {
+            survives(&session, &mut shell, &[(SERVERS[0], 1), (SERVERS[1], 2)])
+        });
+    runner.case("striped: each server has its own disk's interrupt and no ports", || {
+        each_has_its_own_disk_alone(&session)
     });
     runner.case("striped: the system ends", || stop(&session));
 }

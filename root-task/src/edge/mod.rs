@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod cmos;
+pub mod disks;
 pub mod host;
 pub mod objects;
 pub mod pci;

@@ -19,6 +19,7 @@ use sel4::{
 };
 
 use super::archive::{Blob, Blobs};
+use super::disks::DiskDevices;
 use super::objects::{CSpace, Fail, Objects, SideSpace, Tried};
 use super::window::{self, SCRATCH_VADDR, ViewPage};
 
@@ -657,25 +658,6 @@ pub fn make_mem(
     })
 }
 
-/// Interrupts of one disk: configuration and one queue, with one to spare.
-pub const VECTORS_PER_DISK: usize = 2;
-const _: () = assert!(VECTORS_PER_DISK <= slots::IO_IRQ_HANDLERS_MAX);
-
-/// What an io-sched-server needs of the machine; kept over its restarts.
-#[derive(Debug)]
-pub struct DiskDevices {
-    /// The configuration ports.
-    pub ports: cap::IOPort,
-    /// Register frames: virtual address and frame.
-    pub registers: Vec<(u64, cap::Granule), 16>,
-    /// DMA frames, first slot and number.
-    pub dma: (u64, u64),
-    /// Interrupt handlers, in slot order.
-    pub handlers: Vec<cap::IrqHandler, VECTORS_PER_DISK>,
-    /// What the server is told.
-    pub start: startup::IoStart,
-}
-
 /// Makes the io-sched-server of a disk.
 pub fn make_io(
     objects: &mut Objects,
@@ -694,20 +676,16 @@ pub fn make_io(
     };
     let start = devices.start.clone();
     let mut server = Server::new(objects, core, blobs, &spec, |objects, server| {
-        let all = CapRights::all();
-        let ports = devices.ports;
-        let space = server.cspace;
-        objects.give(
-            space,
-            slots::IO_PCI_PORTS,
-            ports,
-            all,
-            0,
-            "PCI configuration of its disks",
-        )?;
-        for (number, handler) in (0..).zip(&devices.handlers) {
-            let to = slots::IO_IRQ_HANDLERS + number;
-            objects.give(space, to, *handler, all, 0, "a disk's interrupt")?;
+        if let Some(interrupt) = devices.interrupt {
+            let (space, all) = (server.cspace, CapRights::all());
+            objects.give(
+                space,
+                slots::IO_IRQ_HANDLER,
+                interrupt,
+                all,
+                0,
+                "its disk's interrupt",
+            )?;
         }
         Ok(Role::Io(start))
     })?;
@@ -725,12 +703,12 @@ fn finish_io(
     devices: &DiskDevices,
     server: &mut Server,
 ) -> Result<(), Fail> {
-    for (number, handler) in devices.handlers.iter().enumerate() {
-        let bit = notify::IRQ << number | notify::SIGNAL;
+    if let Some(interrupt) = devices.interrupt {
+        let bit = notify::IRQ | notify::SIGNAL;
         let signal = objects.mint(&mut server.arena, server.notification, bit)?;
-        handler.irq_handler_set_notification(signal).tried("set an interrupt's notification")?;
+        interrupt.irq_handler_set_notification(signal).tried("set an interrupt's notification")?;
         // A server that died before it acknowledged an interrupt left the line masked.
-        handler.irq_handler_ack().tried("open an interrupt")?;
+        interrupt.irq_handler_ack().tried("open an interrupt")?;
     }
     let rights = CapRights::read_write();
     for (vaddr, frame) in &devices.registers {

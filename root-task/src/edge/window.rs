@@ -48,6 +48,22 @@ pub fn fill_scratch(offset: usize, bytes: &[u8]) {
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
 }
 
+/// Writes four words of 32 bits to the registers at `offset` of the page mapped at [`SCRATCH_VADDR`], in their order.
+///
+/// # Panics
+///
+/// If that is outside the page, or not aligned to words.
+pub fn write_registers(offset: usize, words: [u32; 4]) {
+    assert!(offset + size_of_val(&words) <= PAGE_SIZE as usize && offset.is_multiple_of(4));
+    for (index, word) in words.into_iter().enumerate() {
+        let at = SCRATCH_VADDR as usize + offset + index * size_of::<u32>();
+        let register = core::ptr::with_exposed_provenance_mut::<u32>(at);
+        // SAFETY: aligned and inside one page by the assertion; the page is registers mapped for this (otherwise the write
+        // faults), to which no reference exists.
+        unsafe { register.write_volatile(word) };
+    }
+}
+
 /// The ring mapped at [`RING_VADDR`].
 pub fn ring() -> &'static [AtomicU64] {
     // SAFETY: called between mapping and unmapping a whole ring there; the slice is used in between only; no other object.
