@@ -226,6 +226,8 @@ pub struct Counters {
     pub swapped_out: u64,
     /// Reads from the swap area started.
     pub swapped_in: u64,
+    /// Times that a vmm-server had to wait for a page of its window.
+    pub window_waits: u64,
     /// Transfers that failed.
     pub swap_errors: u64,
     /// Pages copied to other frames so that a block became wholly free.

@@ -289,6 +289,8 @@ pub enum MemCounter {
     DecompressTicks,
     /// Pages copied to other frames so that a block became wholly free.
     Moved,
+    /// Times that a vmm-server stood still until a page of its guest was there.
+    WindowWaits,
     /// Pages that the swap partition did not take or give back.
     SwapErrors,
     /// Bytes of capability slots that VMs use.

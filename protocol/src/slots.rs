@@ -61,6 +61,8 @@ pub const MEM_VM_VSPACE: u64 = 0;
 pub const MEM_VM_VCPU: u64 = 1;
 /// Offset in a VM's slots: the notification of its vmm-server, badged [`notify::MEM`].
 pub const MEM_VM_NOTIFY: u64 = 2;
+/// Offset in a VM's slots: the thread of its vmm-server, to go on when a page of its window is there.
+pub const MEM_VM_TCB: u64 = 3;
 /// mem-server: first of its untypeds, in the order of [`crate::startup::MemStart::untypeds`].
 pub const MEM_UNTYPEDS: u64 = 128;
 

@@ -173,7 +173,9 @@ impl<H: Hw> Kernel<H> {
             PendingFault::UnknownSyscall { .. } => &UNKNOWN_SYSCALL_REGISTERS,
             PendingFault::UserException { .. } => &EXCEPTION_REGISTERS,
             PendingFault::Timeout { .. } => &TIMEOUT_REGISTERS,
-            PendingFault::Null | PendingFault::Cap { .. } | PendingFault::Vm { .. } => return true,
+            // An extension: seL4 restarts the thread whatever the label.
+            PendingFault::Vm { .. } => return info.label() == 0,
+            PendingFault::Null | PendingFault::Cap { .. } => return true,
         };
         let buffer = ipc_buffer(handler, false);
         for (position, register) in registers.iter().enumerate().take(info.length() as usize) {

@@ -6,7 +6,7 @@ use mem_server::swap::{Finished, Queue};
 use protocol::io::DOORBELL;
 use protocol::slots;
 use protocol::startup::GUEST_WINDOW;
-use protocol::units::{PAGE_SIZE, VmId};
+use protocol::units::{MAX_VMS, PAGE_SIZE, VmId};
 use sel4::vcpu::harvest::CLEAR_ACCESSED;
 use sel4::{
     AbsoluteCPtr, CNodeCapData, Cap, CapRights, Error, MessageInfo, ObjectBlueprint,
@@ -27,12 +27,24 @@ pub struct Calls {
     spare: Slot,
     view: View,
     swap: Option<Queue>,
+    /// Bit n: the vmm-server of VM n stands still until it is signalled.
+    parked: u64,
 }
 
 impl Calls {
     /// Over the capability space whose top CNode is `top`, with guard 0; `spare` is an empty slot of its first slab.
     pub const fn new(top: cap::CNode, spare: Slot, view: View) -> Self {
-        Self { top, spare, view, swap: None }
+        Self { top, spare, view, swap: None, parked: 0 }
+    }
+
+    /// The vmm-server of `vm` faulted on its window and is answered so that it stands still: the next signal lets it go on.
+    pub const fn park(&mut self, vm: VmId) {
+        self.parked |= 1 << vm.0;
+    }
+
+    /// The vmm-server of `vm` is not, or no longer, there.
+    pub const fn forget(&mut self, vm: VmId) {
+        self.parked &= !(1 << vm.0);
     }
 
     /// The swap partition's ring is there.
@@ -68,6 +80,8 @@ impl Calls {
 const fn vm_slot(vm: VmId, offset: u64) -> u64 {
     slots::MEM_VM + slots::MEM_VM_SLOTS * vm.0 as u64 + offset
 }
+
+const _: () = assert!(MAX_VMS <= 64);
 
 const fn vspace(vm: VmId) -> cap::VSpace {
     Cap::from_bits(vm_slot(vm, slots::MEM_VM_VSPACE))
@@ -236,6 +250,11 @@ impl Kernel for Calls {
 
     fn signal_vmm(&mut self, vm: VmId) {
         cap::Notification::from_bits(vm_slot(vm, slots::MEM_VM_NOTIFY)).signal();
+        if self.parked & 1 << vm.0 != 0 {
+            self.parked &= !(1 << vm.0);
+            // A thread that is ending cannot be resumed, and need not.
+            let _ = cap::Tcb::from_bits(vm_slot(vm, slots::MEM_VM_TCB)).tcb_resume();
+        }
     }
 
     fn ticks(&mut self) -> u64 {

@@ -29,6 +29,8 @@ const WINDOW_BYTES: u64 = 64 << 30;
 const VM_FAULT: u64 = 6;
 /// Bit of the page-fault error code: the access was a write.
 const FAULT_WRITE: u64 = 2;
+/// Label of an answer to a page fault that leaves the thread inactive.
+const STAND_STILL: u64 = 1;
 /// How often background work is done and counters are published.
 const TICK: Nanos = Nanos::from_millis(100);
 const TIMER: cap::Timer = Cap::from_bits(slots::TIMER);
@@ -127,9 +129,11 @@ impl State {
             let gfn = Gfn::containing(offset);
             let write = code & FAULT_WRITE != 0;
             match self.server.window_fault(vm, gfn, write, &mut self.spaces) {
-                // Without the page the thread faults again at once, which is waiting.
-                Fault::Mapped | Fault::Pending | Fault::Refused(Refusal::NoMemory) => {
-                    return Some(words(0, [0; 4], 0));
+                Fault::Mapped => return Some(words(0, [0; 4], 0)),
+                Fault::Pending => return Some(self.park(vm)),
+                Fault::Refused(Refusal::NoMemory) => {
+                    self.server.wait(vm);
+                    return Some(self.park(vm));
                 }
                 Fault::Refused(refusal) => self.report(vm, gfn, refusal),
             }
@@ -137,6 +141,13 @@ impl State {
         let fault = FaultReport { label: received.info.label(), ip, address, code };
         tell_root(&RootRequest::ServerFault { vm, fault });
         None
+    }
+
+    /// The answer to a fault that lets the vmm-server of `vm` stand still until it is signalled; then it touches the page again.
+    fn park(&mut self, vm: VmId) -> Answer {
+        self.server.counters.window_waits += 1;
+        self.spaces.kernel().park(vm);
+        words(STAND_STILL, [0; 4], 0)
     }
 
     /// Tells the root-task what the user should hear of a refused fault.
@@ -176,6 +187,9 @@ impl State {
             while let Some(Command::Mem(request)) = next_command() {
                 if matches!(request, MemRequest::SetSwap { .. }) {
                     self.spaces.kernel().attach_swap();
+                }
+                if let MemRequest::CreateVm { vm, .. } | MemRequest::DestroyVm { vm } = request {
+                    self.spaces.kernel().forget(vm);
                 }
                 let reply = self.server.order(request, &mut self.spaces);
                 // Before the answer, so that whoever asked finds the figures after it.
@@ -220,6 +234,7 @@ impl State {
         publish(mem_counter(MemCounter::Decompressed), counters.decompressed);
         publish(mem_counter(MemCounter::DecompressTicks), counters.decompress_ticks);
         publish(mem_counter(MemCounter::Moved), counters.moved);
+        publish(mem_counter(MemCounter::WindowWaits), counters.window_waits);
         publish(mem_counter(MemCounter::SwapErrors), counters.swap_errors);
         publish(mem_counter(MemCounter::CapabilityBytes), self.spaces.capability_bytes());
         publish(mem_counter(MemCounter::StateBytes), self.server.state_bytes());

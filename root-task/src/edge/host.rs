@@ -166,6 +166,7 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
         ("memory.decompressed", MemCounter::Decompressed, Unit::Count),
         ("memory.decompress_ticks", MemCounter::DecompressTicks, Unit::Count),
         ("memory.moved", MemCounter::Moved, Unit::Pages),
+        ("memory.window_waits", MemCounter::WindowWaits, Unit::Count),
         ("memory.swap_errors", MemCounter::SwapErrors, Unit::Pages),
         ("memory.capability_bytes", MemCounter::CapabilityBytes, Unit::Bytes),
         ("memory.state_bytes", MemCounter::StateBytes, Unit::Bytes),

@@ -824,6 +824,8 @@ fn show_to_mem(
     if let Some(vcpu) = server.vcpu {
         objects.give(mem, first + slots::MEM_VM_VCPU, vcpu, all, 0, "sets a nested root")?;
     }
+    let tcb = server.tcb;
+    objects.give(mem, first + slots::MEM_VM_TCB, tcb, all, 0, "goes on when a page is there")?;
     let bit = notify::MEM | notify::SIGNAL;
     let to = first + slots::MEM_VM_NOTIFY;
     objects.give(mem, to, server.notification, SIGNAL, bit, "wakes a vmm-server")

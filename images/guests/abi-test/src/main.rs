@@ -404,6 +404,11 @@ fn faults(world: &mut World, frame: u64) {
     world.check("page fault label", info.label() == abi::fault::Fault::Vm as u64);
     world.check("page fault address", fault.mrs[1] == address && fault.mrs[2] == 0);
     world.check("page fault code", fault.mrs[3] == 6);
+    // Not yet: an answer with a label lets the thread stand still until it is resumed.
+    send(reply, MessageInfo::new(1, 0, 0, 0).0, [0; 4]);
+    world.must("resume", thread, Label::TCBResume, &[], &[]);
+    let fault = recv(endpoint, reply);
+    world.check("repeated after resume", fault.mrs[1] == address && fault.mrs[3] == 6);
     let copy = world.copy(frame);
     let words = [address, RIGHTS_READ_WRITE, 0];
     world.must("page", copy, Label::X86PageMap, &words, &[slot::VSPACE]);

@@ -349,6 +349,24 @@ fn a_page_fault_is_handled_on_the_faulters_time_and_retried() {
     assert_eq!(world.current(0), Some(client), "goes on");
     assert_eq!(client.reg(abi::context::index::RIP), rip);
     world.check();
+
+    // A handler that has to wait for the page lets the thread wait too, and has its own time back.
+    client.entry.set(Entry::Other);
+    world.kernel.handle_fault(0, FaultInfo::Page { address: 0x1234_5000, code: 6 });
+    assert_eq!(world.current(0), Some(server));
+    World::write_message(server, 1, &[], &[]);
+    server.set_reg(register::CAPABILITY, ENDPOINT);
+    server.set_reg(register::REPLY, REPLY);
+    world.enter(0, Syscall::ReplyRecv as i64);
+    assert_eq!(client.state.get(), ThreadState::Inactive);
+    assert_eq!(client.sc.get(), Some(world.object(FREE + 11)), "its time is its own again");
+    assert_eq!(server.sc.get(), None);
+    assert_ne!(world.current(0), Some(client));
+    world.check();
+    world.revive();
+    world.ok(FREE + 10, Label::TCBResume, &[], &[]);
+    assert_eq!(client.state.get(), ThreadState::Restart);
+    world.check();
 }
 
 #[test]
