@@ -58,7 +58,7 @@ impl Controller {
             now.saturating_sub(before)
         });
         let grown = size.saturating_sub(self.last_size);
-        let suffers = grown > 0 && faults * 1024 > grown.max(STEP_LEAST) * SUFFERING;
+        let suffers = grown > 0 && faults.saturating_mul(1024) > grown.max(STEP_LEAST) * SUFFERING;
         self.last_faults = guest.major_faults.or(self.last_faults);
         self.last_size = size;
 
@@ -91,6 +91,7 @@ impl Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn stats(major_faults: u64) -> GuestStats {
         GuestStats { major_faults: Some(major_faults), ..GuestStats::default() }
@@ -121,6 +122,21 @@ mod tests {
         assert!(backed_off < first);
         let again = controller.step(32_768, backed_off, 16_000, &stats(10_000));
         assert!(again - backed_off < first, "goes on more slowly");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_guest_says_the_target_stays_in_its_part(
+            memory in 1_u64..1 << 20,
+            steps in prop::collection::vec((any::<u64>(), any::<u64>(), any::<u64>()), 1..20),
+        ) {
+            let mut controller = Controller::new();
+            for (size, wanted, faults) in steps {
+                let size = size % (memory + 1);
+                let target = controller.step(memory, size, wanted, &stats(faults));
+                prop_assert!(target <= size.max(memory * MOST / 1000));
+            }
+        }
     }
 
     #[test]
