@@ -108,6 +108,11 @@ impl Server<'_> {
             self.background.trigger(Trigger::Threshold);
             MemEvent::Pressure { from, to: self.pressure.state(), free: Pages(free) }
         });
+        self.background.fill_floor = match self.pressure.state() {
+            // Every touch looks whether its VM is to wait.
+            PressureState::Low => u32::MAX,
+            _ => self.background.break_reserve,
+        };
         if now.0 >= self.background.sampled.0.saturating_add(self.policy.sample_period.0) {
             self.background.sampled = now;
             self.sample(mechanism);
@@ -141,7 +146,12 @@ impl Server<'_> {
             .sum();
         let most = self.total() * u64::from(self.policy.break_reserve) / 1000;
         self.background.break_reserve = breakable.min(most) as u32;
-        self.background.fill_floor = self.background.break_reserve;
+    }
+
+    /// Whether `vm` waits for memory: in `low` whoever is above its target does.
+    pub(crate) fn is_held(&self, vm: VmId) -> bool {
+        self.pressure.state() == PressureState::Low
+            && self.vm(vm).is_some_and(|record| self.charge(record) > record.target)
     }
 
     fn demand(&self, vm: VmId) -> Option<Demand> {
@@ -340,12 +350,11 @@ impl Server<'_> {
 
     /// In `low` VMs above their target wait; whoever may go on again is told.
     fn block_and_wake(&mut self, mechanism: &mut impl Mechanism) {
-        let room = self.ledger.free() > self.background.fill_floor;
+        let room = self.ledger.free() > self.background.break_reserve;
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let Some(record) = self.vm(vm) else { continue };
-            let above = self.charge(record) > record.target;
-            let blocks = self.pressure.state() == PressureState::Low && above;
             let was = record.blocked;
+            let blocks = self.is_held(vm);
             if let Some(record) = &mut self.vms[vm.0 as usize] {
                 record.blocked = blocks || was && !room;
                 if was && !record.blocked {
@@ -369,7 +378,42 @@ impl Server<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::INCOMPRESSIBLE;
+    use crate::server::tests::{World, swapping};
     use proptest::prelude::*;
+    use protocol::mem::{GfnRange, Sharing, release_reason};
+
+    #[test]
+    fn in_low_a_vm_above_its_target_waits_and_another_does_not() {
+        let mut world = World::new(4, 64, swapping());
+        // Nothing can be paged out.
+        world.machine.queue_depth = 0;
+        world.admit(0, 8, Sharing::None);
+        world.admit(1, 2, Sharing::None);
+        let mut pages = 0;
+        while world.write(0, pages, INCOMPRESSIBLE | u64::from(pages)) {
+            pages += 1;
+            if pages.is_multiple_of(4) {
+                let now = Nanos::from_millis(100 * u64::from(pages));
+                world.server.tick(now, &mut world.machine);
+            }
+        }
+        assert_eq!(world.server.pressure_state(), PressureState::Low);
+        let free = world.server.free();
+        assert!(free > u64::from(world.server.background.break_reserve) + 4, "{free} free");
+        assert!(world.write(1, 0, 1), "below its target");
+        assert!(!world.write(0, pages, 1), "above its target");
+        assert!(world.server.vm_stats(VmId(0)).unwrap().blocked);
+
+        world.machine.signals.clear();
+        let given = GfnRange::new(world.gfn(0, 0), 1024).into_iter();
+        let reason = release_reason::BALLOON;
+        world.server.release(VmId(0), reason, given, &mut world.machine);
+        world.server.tick(Nanos::from_millis(1_000_000), &mut world.machine);
+        assert_eq!(world.machine.signals.first(), Some(&VmId(0)), "it is told");
+        assert!(world.write(0, pages, 1));
+        world.check();
+    }
 
     proptest! {
         #[test]

@@ -137,7 +137,7 @@ impl Server<'_> {
         Reclaimed::Kept
     }
 
-    /// Frees a few frames for `vm` at once. The victims are its own pages if it is above its target, otherwise those of
+    /// Frees a few frames for `vm` at once, unless it is to wait. The victims are its own pages if it is above its target, otherwise those of
     /// whoever is furthest above.
     ///
     /// # Errors
@@ -149,6 +149,9 @@ impl Server<'_> {
         vm: VmId,
         mechanism: &mut impl Mechanism,
     ) -> Result<(), Refusal> {
+        if self.is_held(vm) {
+            return self.hold(vm);
+        }
         let wanted = self.background.break_reserve + ROOM;
         for _ in 0..ROOM * TRIES {
             if self.ledger.free() >= wanted {
@@ -165,9 +168,12 @@ impl Server<'_> {
         if self.ledger.free() > self.background.break_reserve {
             return Ok(());
         }
-        if let Some(record) = &mut self.vms[vm.0 as usize] {
-            record.blocked = true;
-        }
+        self.hold(vm)
+    }
+
+    /// Lets a VM wait until it is signalled.
+    fn hold(&mut self, vm: VmId) -> Result<(), Refusal> {
+        self.wait(vm);
         Err(Refusal::NoMemory)
     }
 
