@@ -36,18 +36,20 @@ fn memory<T: Clone>(value: T, count: u64) -> &'static mut [T] {
 }
 
 impl World {
-    /// `blocks` blocks of 2 MiB; sharing records for every page of memory, as the paper has.
+    /// `blocks` blocks of 2 MiB; sharing records for every page of memory, as the paper has, and a quarter of it for compressed
+    /// pages.
     pub fn new(blocks: u32, policy: Policy) -> Self {
-        Self::with_records(blocks, u64::from(blocks * FRAMES_PER_BLOCK), policy)
+        let frames = u64::from(blocks * FRAMES_PER_BLOCK);
+        Self::with_tables(blocks, frames, frames / 4, policy)
     }
 
-    /// The same with so many sharing records.
+    /// The same with so many sharing records, and frames for compressed pages.
     ///
     /// # Panics
     ///
     /// If there is no memory at all.
     #[expect(clippy::expect_used, reason = "an experiment on no memory is a mistake in this crate")]
-    pub fn with_records(blocks: u32, records: u64, policy: Policy) -> Self {
+    pub fn with_tables(blocks: u32, records: u64, pool: u64, policy: Policy) -> Self {
         let frames = u64::from(blocks * FRAMES_PER_BLOCK);
         let tables = Tables {
             blocks: memory(Block::EMPTY, u64::from(blocks)),
@@ -55,7 +57,7 @@ impl World {
             regions: memory(Region::NEW, u64::from(blocks) * 8),
             records: memory(Record::EMPTY, records),
             buckets: memory(0, records),
-            pool: memory(PoolFrame::NONE, frames / 4),
+            pool: memory(PoolFrame::NONE, pool),
             swap: memory(0, u64::from(policy.swap_slots).div_ceil(64)),
         };
         let mut machine = Machine::new(blocks);

@@ -275,6 +275,7 @@ impl Server<'_> {
                 }
             }
         }
+        self.write_back(mechanism);
     }
 
     /// The swap area took or gave pages: takes more if it must, and wakes whoever can go on.

@@ -175,6 +175,9 @@ impl Server<'_> {
                 self.fill(page, base, mechanism)
             }
             PageState::Swapped => self.swap_in(page, mechanism),
+            PageState::InFlight if self.take_back(page, entry.value()) => {
+                self.fault_in_slow(page, base, access, mechanism)
+            }
             PageState::InFlight => self.touch_in_flight(page, base, mechanism),
         }
     }

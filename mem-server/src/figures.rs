@@ -136,8 +136,18 @@ impl Server<'_> {
         }
         let compressed: u64 =
             self.vms.iter().flatten().map(|vm| vm.count(PageState::Compressed)).sum();
-        if compressed != u64::from(self.pool.pages()) {
+        let spilling: u64 = self.vms.iter().flatten().map(|vm| u64::from(vm.spilling)).sum();
+        if compressed + spilling != u64::from(self.pool.pages()) {
             return Err("compressed pages are not the pool's");
+        }
+        for (at, record) in self.vms.iter().enumerate() {
+            let spilling = self.transfers.iter().flatten().filter(|transfer| {
+                transfer.packed.is_some()
+                    && transfer.page.is_some_and(|(vm, _)| usize::from(vm) == at)
+            });
+            if spilling.count() != record.as_ref().map_or(0, |record| record.spilling as usize) {
+                return Err("compressed pages on their way are miscounted");
+            }
         }
         let moving = self.transfers.iter().flatten().filter(|moving| moving.frame.is_some());
         if moving.count() != self.moving as usize {

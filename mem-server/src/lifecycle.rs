@@ -54,6 +54,7 @@ impl Server<'_> {
             open: false,
             large: 0,
             counts,
+            spilling: 0,
             faults: [0; FAULT_KINDS],
             balloon_ready: false,
             balloon_target: 0,

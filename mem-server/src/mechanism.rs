@@ -29,6 +29,15 @@ pub enum MechanismError {
     Unknown,
 }
 
+/// What is written to the swap area.
+#[derive(Clone, Copy, Debug)]
+pub enum Contents<'a> {
+    /// What a frame holds.
+    Frame(Frame),
+    /// A page that is in no frame of its own.
+    Bytes(&'a [u8; FRAME_BYTES]),
+}
+
 /// The machine under the server.
 pub trait Mechanism {
     /// Fills a frame with zeros.
@@ -120,10 +129,10 @@ pub trait Mechanism {
         0
     }
 
-    /// Starts writing a frame to a slot of the swap area; the end is told by [`crate::server::Server::swap_done`]. What is
-    /// written is what the frame holds at the call: it may move or change meanwhile. False if the queue is full or there is
+    /// Starts writing a page to a slot of the swap area; the end is told by [`crate::server::Server::swap_done`]. What is
+    /// written is what a frame holds at the call: it may move or change meanwhile. False if the queue is full or there is
     /// no swap area.
-    fn swap_write(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
+    fn swap_write(&mut self, _transfer: u32, _slot: u32, _page: Contents<'_>) -> bool {
         false
     }
     /// Starts reading a slot of the swap area into a frame, which has to stay until the end. False likewise.

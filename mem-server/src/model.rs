@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use protocol::mem::VmMemory;
 use protocol::units::{MAX_VMS, VmId};
 
-use crate::mechanism::{Mechanism, MechanismError, Page};
+use crate::mechanism::{Contents, Mechanism, MechanismError, Page};
 use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame, REGION_WORDS};
 use crate::spaces::{HALF_SLAB_BITS, Kernel, Level, Object, SLAB_BITS, Slot};
 
@@ -17,6 +17,16 @@ pub enum Content {
     Tag(u64),
     /// Anything else.
     Bytes(Box<[u8; FRAME_BYTES]>),
+}
+
+impl Content {
+    /// A tag if one stands for the bytes.
+    fn of(bytes: &[u8; FRAME_BYTES]) -> Self {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[..8]);
+        let tag = u64::from_le_bytes(word);
+        if bytes_of(tag) == *bytes { Self::Tag(tag) } else { Self::Bytes((*bytes).into()) }
+    }
 }
 
 /// Tags from here on stand for pages that do not compress.
@@ -79,23 +89,16 @@ impl Frames {
         full & !(u64::MAX.checked_shr(self.hash_bits).unwrap_or(0))
     }
 
-    fn load(&self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
-        *bytes = match self.get(frame) {
+    /// The bytes of a frame.
+    pub fn bytes(&self, frame: Frame) -> [u8; FRAME_BYTES] {
+        match self.get(frame) {
             Content::Tag(tag) => bytes_of(*tag),
             Content::Bytes(content) => **content,
-        };
+        }
     }
 
     fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[..8]);
-        let tag = u64::from_le_bytes(word);
-        let content = if bytes_of(tag) == *bytes {
-            Content::Tag(tag)
-        } else {
-            Content::Bytes((*bytes).into())
-        };
-        self.set(frame, content);
+        self.set(frame, Content::of(bytes));
     }
 }
 
@@ -135,6 +138,8 @@ pub struct Broken {
     pub comparing: bool,
     /// The kernel refuses large pages.
     pub promoting: bool,
+    /// The swap disk takes no pages from the compressed pool.
+    pub spilling: bool,
 }
 
 /// What nested tables map: per page the frame, and whether it is writable.
@@ -278,7 +283,7 @@ impl Mechanism for Machine {
     }
 
     fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
-        self.frames.load(frame, bytes);
+        *bytes = self.frames.bytes(frame);
     }
 
     fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {
@@ -405,13 +410,17 @@ impl Mechanism for Machine {
         self.signals.push(vm);
     }
 
-    fn swap_write(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
-        if self.queue.len() == self.queue_depth {
+    fn swap_write(&mut self, transfer: u32, slot: u32, page: Contents<'_>) -> bool {
+        let refuses = self.broken.spilling && matches!(page, Contents::Bytes(_));
+        if self.queue.len() == self.queue_depth || refuses {
             return false;
         }
         self.counters.swap_writes += 1;
-        let written = Some(self.frames.get(frame).clone());
-        self.queue.push_back(Io { transfer, slot, frame, written });
+        let content = match page {
+            Contents::Frame(frame) => self.frames.get(frame).clone(),
+            Contents::Bytes(bytes) => Content::of(bytes),
+        };
+        self.queue.push_back(Io { transfer, slot, work: Work::Write(content) });
         true
     }
 
@@ -420,7 +429,7 @@ impl Mechanism for Machine {
             return false;
         }
         self.counters.swap_reads += 1;
-        self.queue.push_back(Io { transfer, slot, frame, written: None });
+        self.queue.push_back(Io { transfer, slot, work: Work::Read(frame) });
         true
     }
 
@@ -441,23 +450,35 @@ impl Mechanism for Machine {
 struct Io {
     transfer: u32,
     slot: u32,
-    frame: Frame,
-    /// What is written; a read has none.
-    written: Option<Content>,
+    work: Work,
+}
+
+#[derive(Clone, Debug)]
+enum Work {
+    Write(Content),
+    Read(Frame),
 }
 
 impl Machine {
+    /// Whether the oldest transfer of the swap disk writes.
+    pub fn next_is_write(&self) -> bool {
+        self.queue.front().is_some_and(|io| matches!(io.work, Work::Write(_)))
+    }
+
     /// Carries out the oldest transfer of the swap disk; answers its number and whether it went well.
     pub fn disk_step(&mut self, fails: bool) -> Option<(u32, bool)> {
         let io = self.queue.pop_front()?;
         if fails {
             return Some((io.transfer, false));
         }
-        if let Some(content) = io.written {
-            self.disk.insert(io.slot, content);
-        } else {
-            let content = self.disk.get(&io.slot).cloned().expect("a slot never written is read");
-            self.frames.set(io.frame, content);
+        match io.work {
+            Work::Write(content) => {
+                self.disk.insert(io.slot, content);
+            }
+            Work::Read(frame) => {
+                let content = self.disk.get(&io.slot).cloned();
+                self.frames.set(frame, content.expect("a slot never written is read"));
+            }
         }
         Some((io.transfer, true))
     }
@@ -872,7 +893,7 @@ impl Kernel for ModelKernel {
     }
 
     fn load(&mut self, frame: Frame, bytes: &mut [u8; FRAME_BYTES]) {
-        self.frames.load(frame, bytes);
+        *bytes = self.frames.bytes(frame);
     }
 
     fn store(&mut self, frame: Frame, bytes: &[u8; FRAME_BYTES]) {

@@ -90,8 +90,10 @@ pub enum PageOp {
     Decompress,
     /// A write to the swap disk started.
     SwapOut,
-    /// A compressed page is moved on to the swap disk.
+    /// A write of a compressed page to the swap disk started.
     Spill,
+    /// That write failed or the guest touched the page meanwhile: it is still in the compressed tier.
+    SpillCancel,
     /// The write is complete.
     SwappedOut,
     /// The write failed or the guest touched the page meanwhile: the frame is still there.
@@ -142,6 +144,7 @@ pub const TRANSITIONS: &[(PageState, PageOp, PageState)] = {
         (S::Compressed, O::Forget, S::Absent),
         (S::InFlight, O::SwappedOut, S::Swapped),
         (S::InFlight, O::SwapCancel, S::Private),
+        (S::InFlight, O::SpillCancel, S::Compressed),
         (S::InFlight, O::SwappedIn, S::Private),
         (S::InFlight, O::SwapInFailed, S::Swapped),
         (S::InFlight, O::Forget, S::Absent),

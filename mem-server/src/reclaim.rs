@@ -1,14 +1,14 @@
-//! Taking memory back without the guest: share first, then compress, then swap out; and bringing it back.
+//! Taking memory back without the guest: share first, then compress, then swap out; and unpacking what was compressed.
 
 use protocol::mem::{PressureState, Refusal, access};
-use protocol::units::{Gfn, MAX_VMS, VmId};
+use protocol::units::{MAX_VMS, VmId};
 
 use crate::mechanism::{Mechanism, Page};
 use crate::page::{Entry, FRAME_BYTES, Frame, PageOp, PageState};
 use crate::policy::large::Demotion;
 use crate::server::{Fault, FaultKind, Server, Vm};
 use crate::sharing::Scanned;
-use crate::tier::{Freed, SCRATCH, Transfer, compress, pack, unpack};
+use crate::tier::{Freed, SCRATCH, compress, pack, unpack};
 
 /// Random pages looked at for one victim.
 const PICKS: u32 = 64;
@@ -30,17 +30,6 @@ pub enum Reclaimed {
     Kept,
 }
 
-/// Who waits for a page that was read from the swap area, and how it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrived {
-    /// Whose page.
-    pub vm: VmId,
-    /// Which.
-    pub gfn: Gfn,
-    /// The fault can be tried again; otherwise the page is lost.
-    pub ok: bool,
-}
-
 impl Server<'_> {
     /// Frames only copy-on-write breaks may use.
     pub const fn break_reserve(&self) -> u32 {
@@ -52,10 +41,11 @@ impl Server<'_> {
         let shared = record.count(PageState::Shared);
         let all: u64 = self.vms.iter().flatten().map(|vm| vm.count(PageState::Shared)).sum();
         let common = u64::from(self.share.shared());
-        let compressed = record.count(PageState::Compressed);
+        let spilling = u64::from(record.spilling);
+        let compressed = record.count(PageState::Compressed) + spilling;
         let packed = u64::from(self.pool.frames());
         record.count(PageState::Private)
-            + record.count(PageState::InFlight)
+            + (record.count(PageState::InFlight) - spilling)
             + (shared * common).checked_div(all).unwrap_or(0)
             + (compressed * packed).div_ceil(u64::from(self.pool.pages()).max(1))
     }
@@ -214,7 +204,7 @@ impl Server<'_> {
         };
         let (to, offset) = self.pool.locate(handle);
         mechanism.load(to, &mut page);
-        pack(&mut page, offset, &packed[..length]);
+        pack(&mut page, offset, (vm.0 as u8, index), &packed[..length]);
         mechanism.store(to, &page);
         self.change(vm, index, PageOp::Compress, handle);
         self.ledger.free_frame(frame);
@@ -229,7 +219,7 @@ impl Server<'_> {
     }
 
     /// A frame for a page that comes back.
-    fn frame_for_return(
+    pub(crate) fn frame_for_return(
         &mut self,
         page: Page,
         mechanism: &mut impl Mechanism,
@@ -275,153 +265,6 @@ impl Server<'_> {
                 Fault::Mapped
             }
             Err(refusal) => Fault::Refused(refusal),
-        }
-    }
-
-    fn free_transfer(&self) -> Option<u32> {
-        self.transfers.iter().position(Option::is_none).map(|at| at as u32)
-    }
-
-    /// Starts writing a private page to the swap area.
-    fn swap_out(&mut self, vm: VmId, index: u32, mechanism: &mut impl Mechanism) -> bool {
-        let Some(record) = self.vm(vm) else { return false };
-        let entry = self.entries[(record.base + index) as usize];
-        if entry.state() != PageState::Private {
-            return false;
-        }
-        let Some(transfer) = self.free_transfer() else { return false };
-        let Some(slot) = self.swap.take() else { return false };
-        let frame = Frame(entry.value());
-        self.unmap(vm, index, Demotion::Paging, mechanism);
-        if !mechanism.swap_write(transfer, slot, frame) {
-            self.swap.free(slot);
-            return false;
-        }
-        self.change(vm, index, PageOp::SwapOut, transfer);
-        self.transfers[transfer as usize] = Some(Transfer {
-            page: Some((vm.0 as u8, index)),
-            frame: Some(frame),
-            slot,
-            out: true,
-            awaited: false,
-        });
-        self.moving += 1;
-        self.counters.swapped_out += 1;
-        true
-    }
-
-    /// The guest touches a page on the swap area.
-    pub(crate) fn swap_in(&mut self, page: Page, mechanism: &mut impl Mechanism) -> Fault {
-        let Some(transfer) = self.free_transfer() else {
-            return Fault::Refused(Refusal::NoMemory);
-        };
-        let frame = match self.frame_for_return(page, mechanism) {
-            Ok(frame) => frame,
-            Err(refusal) => return Fault::Refused(refusal),
-        };
-        // Making room may have used the transfer.
-        let transfer = if self.transfers[transfer as usize].is_none() {
-            Some(transfer)
-        } else {
-            self.free_transfer()
-        };
-        let base = self.vm(page.vm).map_or(0, |record| record.base);
-        let slot = self.entries[(base + page.index) as usize].value();
-        let started = transfer.filter(|transfer| mechanism.swap_read(*transfer, slot, frame));
-        let Some(transfer) = started else {
-            self.ledger.free_frame(frame);
-            return Fault::Refused(Refusal::NoMemory);
-        };
-        self.change(page.vm, page.index, PageOp::SwapIn, transfer);
-        self.transfers[transfer as usize] = Some(Transfer {
-            page: Some((page.vm.0 as u8, page.index)),
-            frame: Some(frame),
-            slot,
-            out: false,
-            awaited: true,
-        });
-        self.moving += 1;
-        self.counters.swapped_in += 1;
-        if let Some(record) = &mut self.vms[page.vm.0 as usize] {
-            record.faults[FaultKind::SwapIn as usize] += 1;
-        }
-        Fault::Pending
-    }
-
-    /// The guest touches a page that is on its way: out, and it is taken back at once; in, and it waits.
-    pub(crate) fn touch_in_flight(
-        &mut self,
-        page: Page,
-        base: u32,
-        mechanism: &mut impl Mechanism,
-    ) -> Fault {
-        let at = self.entries[(base + page.index) as usize].value() as usize;
-        let Some(transfer) = &mut self.transfers[at] else { return Fault::Refused(Refusal::Lost) };
-        if !transfer.out {
-            transfer.awaited = true;
-            return Fault::Pending;
-        }
-        let Some(frame) = transfer.frame.take() else { return Fault::Refused(Refusal::Lost) };
-        transfer.page = None;
-        self.moving -= 1;
-        self.change(page.vm, page.index, PageOp::SwapCancel, frame.0);
-        match self.map(page, frame, true, mechanism) {
-            Ok(()) => {
-                self.set_mapped(page, base, true, FaultKind::Remap);
-                Fault::Mapped
-            }
-            Err(refusal) => Fault::Refused(refusal),
-        }
-    }
-
-    /// The page of transfer `at` is forgotten; the device may still use the frame.
-    pub(crate) fn orphan(&mut self, at: u32) {
-        if let Some(transfer) = &mut self.transfers[at as usize] {
-            transfer.page = None;
-        }
-    }
-
-    /// The device is done with transfer `at`. Answers who can try again.
-    pub fn swap_done(&mut self, at: u32, ok: bool) -> Option<Arrived> {
-        let transfer = self.transfers.get_mut(at as usize)?.take()?;
-        self.moving -= u32::from(transfer.frame.is_some());
-        if !ok {
-            self.counters.swap_errors += 1;
-        }
-        let Some((vm, index)) = transfer.page else {
-            // Taken back or forgotten meanwhile: neither slot nor frame is needed.
-            self.swap.free(transfer.slot);
-            if let Some(frame) = transfer.frame {
-                self.ledger.free_frame(frame);
-            }
-            return None;
-        };
-        let vm = VmId(u16::from(vm));
-        let frame = transfer.frame?;
-        let gfn = self.vm(vm)?.memory.gfn_of(index);
-        match (transfer.out, ok) {
-            (true, true) => {
-                self.change(vm, index, PageOp::SwappedOut, transfer.slot);
-                self.ledger.free_frame(frame);
-                None
-            }
-            (true, false) => {
-                // The slot stays taken so that it is not tried again. The page is still there.
-                self.change(vm, index, PageOp::SwapCancel, frame.0);
-                None
-            }
-            (false, true) => {
-                self.change(vm, index, PageOp::SwappedIn, frame.0);
-                self.swap.free(transfer.slot);
-                transfer.awaited.then_some(Arrived { vm, gfn, ok: true })
-            }
-            (false, false) => {
-                // Whoever has the page gives the slot back when he ends: it must not be another's then.
-                self.swap.condemn(transfer.slot);
-                self.change(vm, index, PageOp::SwapInFailed, transfer.slot);
-                self.ledger.free_frame(frame);
-                transfer.awaited.then_some(Arrived { vm, gfn, ok: false })
-            }
         }
     }
 

@@ -15,7 +15,8 @@ use crate::policy::large::{Demotion, Region};
 use crate::policy::pressure::{Pressure, Thresholds};
 use crate::random::{Random, Walk};
 use crate::share::{Record, ShareTable};
-use crate::tier::{Pool, PoolFrame, SwapMap, TRANSFERS, Transfer};
+use crate::swap_map::SwapMap;
+use crate::tier::{Pool, PoolFrame, TRANSFERS, Transfer};
 
 /// Memory of the server's tables, given at start.
 pub struct Tables<'a> {
@@ -118,6 +119,8 @@ pub struct Vm {
     pub large: u32,
     /// Pages by state.
     pub(crate) counts: [u32; PageState::ALL.len()],
+    /// Of those on their way, the ones that are in the compressed pool until they are written.
+    pub(crate) spilling: u32,
     /// Faults by kind.
     pub faults: [u64; FAULT_KINDS],
     /// The balloon driver works.
@@ -222,8 +225,10 @@ pub struct Counters {
     pub merged_for_room: u64,
     /// Pages compressed.
     pub compressed: u64,
-    /// Writes to the swap area started.
+    /// Writes of private pages to the swap area started.
     pub swapped_out: u64,
+    /// Writes of compressed pages to the swap area started.
+    pub spilled: u64,
     /// Reads from the swap area started.
     pub swapped_in: u64,
     /// Times that a vmm-server had to wait for a page of its window.

@@ -7,6 +7,7 @@ use super::*;
 use crate::model::{Content, INCOMPRESSIBLE, Machine};
 use crate::reclaim::Reclaimed;
 use crate::sharing::Scanned;
+use crate::tier::owner;
 use proptest::prelude::*;
 use protocol::mem::{
     Controls, GfnRange, MemError, MemReply, MemRequest, Refusal, Sharing, VmMemory, access,
@@ -33,7 +34,7 @@ struct Store {
 }
 
 impl Store {
-    fn new(blocks: u32, records: usize) -> Self {
+    fn new(blocks: u32, records: usize, pool: usize) -> Self {
         let frames = (blocks * FRAMES_PER_BLOCK) as usize;
         Self {
             blocks: vec![Block::EMPTY; blocks as usize],
@@ -41,7 +42,7 @@ impl Store {
             regions: vec![Region::NEW; blocks as usize * 4],
             records: vec![Record::EMPTY; records],
             buckets: vec![0; records],
-            pool: vec![PoolFrame::NONE; frames / 4],
+            pool: vec![PoolFrame::NONE; pool],
             swap: vec![0; frames / 16],
         }
     }
@@ -49,7 +50,12 @@ impl Store {
 
 impl World<'static> {
     pub(crate) fn new(blocks: u32, records: usize, policy: Policy) -> Self {
-        World::over(Box::leak(Box::new(Store::new(blocks, records))), policy)
+        World::with_pool(blocks, records, (blocks * FRAMES_PER_BLOCK / 4) as usize, policy)
+    }
+
+    /// The same with so many frames for the compressed pool.
+    pub(crate) fn with_pool(blocks: u32, records: usize, pool: usize, policy: Policy) -> Self {
+        World::over(Box::leak(Box::new(Store::new(blocks, records, pool))), policy)
     }
 }
 
@@ -158,6 +164,40 @@ impl<'a> World<'a> {
     pub(crate) fn check(&self) {
         assert_eq!(self.server.check(), Ok(()));
         self.machine.check();
+        self.check_owners();
+    }
+
+    /// Every page in the compressed pool says whose it is.
+    fn check_owners(&self) {
+        for (vm, record) in self.server.vms.iter().enumerate() {
+            let Some(record) = record else { continue };
+            for index in 0..record.memory.size.0 as u32 {
+                let entry = self.server.entry(VmId(vm as u16), index).unwrap();
+                let handle = match entry.state() {
+                    PageState::Compressed => Some(entry.value()),
+                    PageState::InFlight => {
+                        self.server.transfers[entry.value() as usize].unwrap().packed
+                    }
+                    _ => None,
+                };
+                if let Some(handle) = handle {
+                    let (frame, offset) = self.server.pool.locate(handle);
+                    let said = owner(&self.machine.frames.bytes(frame), offset);
+                    assert_eq!(said, (vm as u8, index));
+                }
+            }
+        }
+    }
+
+    /// The disk carries out one request; false if there is none.
+    pub(crate) fn disk(&mut self, fails: bool) -> bool {
+        let Some((transfer, ok)) = self.machine.disk_step(fails) else { return false };
+        self.server.swap_done(transfer, ok);
+        true
+    }
+
+    pub(crate) fn state(&self, vm: u16, index: u32) -> PageState {
+        self.server.entry(VmId(vm), index).unwrap().state()
     }
 
     pub(crate) fn scan(&mut self, vm: u16, index: u32) -> Scanned {
@@ -474,7 +514,7 @@ proptest! {
     fn guests_read_what_they_wrote_whatever_happens(
         seed in any::<u64>(),
         large_pages in any::<bool>(),
-        steps in prop::collection::vec((0u8..17, 0u16..3, 0u32..600, 0u64..6), 50..600),
+        steps in prop::collection::vec((0u8..18, 0u16..3, 0u32..600, 0u64..6), 50..600),
     ) {
         // 2 blocks for 3 guests of 2 MiB: overcommitted by half.
         let policy = Policy { break_reserve: 20, large_pages, ..Policy::default() };
@@ -520,6 +560,10 @@ proptest! {
                 14 => for at in 0..460 {
                     world.write(vm, at, INCOMPRESSIBLE | u64::from(at));
                 },
+                16 => {
+                    let pages = world.server.pool.entries() as u32;
+                    world.server.spill_frame((index % pages) as usize / 4, &mut world.machine);
+                }
                 15 if large_pages => { world.server.promote(VmId(vm), 0, &mut world.machine); }
                 _ => {
                     now += value * 7;
@@ -794,12 +838,15 @@ fn fingerprint(world: &World<'_>, vms: u16, pages: u32) -> Vec<u64> {
             print.push(entry.state() as u64 | flags << 8 | frame << 16 | content << 32);
         }
     }
-    print.push(u64::from(world.server.share.hints()) | u64::from(world.server.share.shared()) << 8);
+    let pool = u64::from(world.server.pool.frames()) | u64::from(world.server.pool.pages()) << 8;
+    let share = u64::from(world.server.share.hints()) | u64::from(world.server.share.shared()) << 8;
+    print.push(share | pool << 16);
     // Not the swap slots in use: a failed write keeps its slot, so their number never ends growing.
     for transfer in world.server.transfers.iter().flatten() {
         let page = transfer.page.map_or(9, |(vm, _)| u64::from(vm));
         let flags = u64::from(transfer.out) | u64::from(transfer.awaited) << 1;
-        print.push(page | flags << 8 | u64::from(transfer.frame.is_some()) << 16);
+        let holds = u64::from(transfer.frame.is_some()) | u64::from(transfer.packed.is_some()) << 1;
+        print.push(page | flags << 8 | holds << 16);
     }
     print
 }
@@ -855,6 +902,13 @@ fn small_step(world: &mut World<'_>, step: u32) {
             let gfn = world.gfn(vm, index);
             world.server.fault_in(VmId(vm), gfn, 0, &mut world.machine);
         }
+        11 => {
+            if let Some(entry) = world.server.entry(VmId(vm), index)
+                && entry.state() == PageState::Compressed
+            {
+                world.server.spill_frame(entry.value() as usize / 4, &mut world.machine);
+            }
+        }
         _ => {
             world.server.release_vm(VmId(vm), &mut world.machine);
             world.oracle.retain(|(owner, _), _| *owner != vm);
@@ -862,12 +916,12 @@ fn small_step(world: &mut World<'_>, step: u32) {
     }
 }
 
-const SMALL_STEPS: u32 = 12 * 2;
+const SMALL_STEPS: u32 = 13 * 2;
 
 /// Two guests with one page in use each, a swap disk that may fail: every state that any sequence of steps reaches, by
 /// replaying the shortest way to it. Answers how many there are.
 fn explore() -> usize {
-    let mut store = Store::new(1, 4);
+    let mut store = Store::new(1, 4, 128);
     let mut seen = HashSet::new();
     let mut queue: VecDeque<Vec<u32>> = VecDeque::from([vec![]]);
     let mut moves: HashSet<(PageState, PageState)> = HashSet::new();
@@ -902,10 +956,16 @@ fn explore() -> usize {
     for state in PageState::ALL {
         assert!(moves.iter().any(|(_, to)| *to == state), "{state:?} is never reached");
     }
+    for (from, to) in
+        [(PageState::Compressed, PageState::InFlight), (PageState::InFlight, PageState::Compressed)]
+    {
+        assert!(moves.contains(&(from, to)), "{from:?} never becomes {to:?}");
+    }
     seen.len()
 }
 
 #[test]
 fn all_states_of_a_small_machine_keep_the_books() {
-    assert!(explore() > 7000);
+    let states = explore();
+    assert!(states > 8000, "{states}");
 }

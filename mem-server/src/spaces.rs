@@ -12,7 +12,7 @@
 use protocol::mem::VmMemory;
 use protocol::units::{MAX_VMS, VmId};
 
-use crate::mechanism::{Mechanism, MechanismError, Page};
+use crate::mechanism::{Contents, Mechanism, MechanismError, Page};
 use crate::page::{FRAME_BYTES, FRAMES_PER_BLOCK, Frame, REGION_WORDS};
 
 /// A capability slot of the server.
@@ -165,7 +165,7 @@ pub trait Kernel {
     /// Reads and clears accessed bits of `pages` pages from `gpa` on. False if that is not possible.
     fn harvest(&mut self, root: Slot, gpa: u64, pages: u32, accessed: &mut [u64; 32]) -> bool;
     /// As [`Mechanism::swap_write`].
-    fn swap_write(&mut self, _transfer: u32, _slot: u32, _frame: Frame) -> bool {
+    fn swap_write(&mut self, _transfer: u32, _slot: u32, _page: Contents<'_>) -> bool {
         false
     }
     /// As [`Mechanism::swap_read`].
@@ -771,8 +771,8 @@ impl<K: Kernel> Mechanism for Spaces<'_, K> {
         self.kernel.harvest(root, first.gfn.gpa(), pages, accessed)
     }
 
-    fn swap_write(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
-        self.kernel.swap_write(transfer, slot, frame)
+    fn swap_write(&mut self, transfer: u32, slot: u32, page: Contents<'_>) -> bool {
+        self.kernel.swap_write(transfer, slot, page)
     }
 
     fn swap_read(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {

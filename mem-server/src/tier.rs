@@ -1,11 +1,13 @@
-//! Where pages go that are not in memory as they are: the compressed pool and the swap area.
+//! Where pages go that are not in memory as they are: the compressed pool, and transfers to and from the swap area.
 
 use crate::page::{FRAME_BYTES, Frame};
 
 /// Bytes of a quarter of a frame: the unit the pool hands out.
 const QUARTER: usize = FRAME_BYTES / 4;
-/// Length in front of each compressed page.
-const HEADER: usize = 2;
+/// What is in front of each compressed page: its length in 2 bytes, whose it is in 4.
+const HEADER: usize = 6;
+/// Bits of the page's number among the latter.
+const INDEX_BITS: u32 = 24;
 /// A page that compresses to more is not worth keeping compressed.
 pub const COMPRESSED_MAX: usize = 2 * QUARTER - HEADER;
 
@@ -17,11 +19,15 @@ pub struct PoolFrame {
     used: u8,
     /// One bit per quarter that starts a page of two quarters.
     long: u8,
+    /// Given a page, or looked at, since the hand was here.
+    fresh: bool,
 }
+
+const _: () = assert!(size_of::<PoolFrame>() == 8);
 
 impl PoolFrame {
     /// No frame.
-    pub const NONE: Self = Self { frame: 0, used: 0, long: 0 };
+    pub const NONE: Self = Self { frame: 0, used: 0, long: 0, fresh: false };
 }
 
 /// What freeing a compressed page leaves.
@@ -33,10 +39,21 @@ pub enum Freed {
     Frame(Frame),
 }
 
+/// Below this part of its frames free the pool is nearly full,
+const LOW_PART: usize = 16;
+/// and stays so until this part is.
+const HIGH_PART: usize = 8;
+/// Frames the clock hand passes in one call at most.
+const HAND_STEPS: usize = 4096;
+
 /// Handles of compressed pages: entry of the pool times four plus first quarter.
 pub struct Pool<'a> {
     frames: &'a mut [PoolFrame],
+    /// Where there may be room.
+    gap: usize,
+    /// The clock hand: what it comes by twice without a new page between is old.
     hand: usize,
+    is_draining: bool,
     count: u32,
     pages: u32,
 }
@@ -45,7 +62,7 @@ impl<'a> Pool<'a> {
     /// An empty pool of at most so many frames as there are entries.
     pub fn new(frames: &'a mut [PoolFrame]) -> Self {
         frames.fill(PoolFrame::NONE);
-        Self { frames, hand: 0, count: 0, pages: 0 }
+        Self { frames, gap: 0, hand: 0, is_draining: false, count: 0, pages: 0 }
     }
 
     /// Frames it holds.
@@ -65,7 +82,7 @@ impl<'a> Pool<'a> {
         }
         let quarters = (length + HEADER).div_ceil(QUARTER);
         // The last frame is where there is most likely room; a full search would cost more than a new frame.
-        let at = self.hand;
+        let at = self.gap;
         let used = self.frames[at].used;
         if used == 0 {
             return None;
@@ -78,17 +95,21 @@ impl<'a> Pool<'a> {
     pub fn place_in_new(&mut self, length: usize, frame: Frame) -> Option<u32> {
         let quarters = (length + HEADER).div_ceil(QUARTER);
         let length = self.frames.len();
+        if self.count as usize == length {
+            return None;
+        }
         let at = (0..length)
-            .map(|step| (self.hand + step) % length)
+            .map(|step| (self.gap + step) % length)
             .find(|at| self.frames[*at].used == 0)?;
         self.frames[at].frame = frame.0;
         self.count += 1;
-        self.hand = at;
+        self.gap = at;
         Some(self.mark(at, 0, quarters))
     }
 
     fn mark(&mut self, at: usize, first: usize, quarters: usize) -> u32 {
         let entry = &mut self.frames[at];
+        entry.fresh = true;
         entry.used |= ((1 << quarters) - 1) << first;
         if quarters == 2 {
             entry.long |= 1 << first;
@@ -120,6 +141,45 @@ impl<'a> Pool<'a> {
         }
     }
 
+    /// Whether old pages should make room: from a sixteenth of the frames free until an eighth is.
+    pub const fn is_nearly_full(&mut self) -> bool {
+        let all = self.frames.len();
+        let free = all - self.count as usize;
+        self.is_draining =
+            free < all.div_ceil(LOW_PART) || self.is_draining && free < all.div_ceil(HIGH_PART);
+        self.is_draining
+    }
+
+    /// The next entry that got no page while the hand went round. It is old again only after another round, whatever the
+    /// caller does with it. `None` if there is none within [`HAND_STEPS`]; the next call goes on from there.
+    pub fn next_old(&mut self) -> Option<usize> {
+        for _ in 0..HAND_STEPS.min(2 * self.frames.len()) {
+            let at = self.hand;
+            self.hand = (at + 1) % self.frames.len();
+            let entry = &mut self.frames[at];
+            if entry.used != 0 {
+                entry.fresh = !entry.fresh;
+                if entry.fresh {
+                    return Some(at);
+                }
+            }
+        }
+        None
+    }
+
+    /// Handles of the pages in entry `at`.
+    pub fn handles(&self, at: usize) -> heapless::Vec<u32, 4> {
+        let entry = self.frames[at];
+        let (mut handles, mut first) = (heapless::Vec::new(), 0);
+        while first < 4 {
+            if entry.used >> first & 1 != 0 && handles.push((at * 4 + first) as u32).is_err() {
+                break;
+            }
+            first += if entry.long >> first & 1 != 0 { 2 } else { 1 };
+        }
+        handles
+    }
+
     /// Forgets a page.
     pub fn free(&mut self, handle: u32) -> Freed {
         let (at, first) = (handle as usize / 4, handle as usize % 4);
@@ -130,7 +190,7 @@ impl<'a> Pool<'a> {
         self.pages -= 1;
         if entry.used != 0 {
             // The next page may fill the gap.
-            self.hand = at;
+            self.gap = at;
             return Freed::Part;
         }
         self.count -= 1;
@@ -149,10 +209,23 @@ pub fn compress(page: &[u8; FRAME_BYTES], out: &mut [u8; SCRATCH]) -> Option<usi
     (length <= COMPRESSED_MAX).then_some(length)
 }
 
+/// Whose a page is: VM, and the page's number in it.
+pub type Owner = (u8, u32);
+
 /// Writes a compressed page into its place in a frame's bytes.
-pub fn pack(frame: &mut [u8; FRAME_BYTES], offset: usize, bytes: &[u8]) {
-    frame[offset..offset + HEADER].copy_from_slice(&(bytes.len() as u16).to_le_bytes());
+pub fn pack(frame: &mut [u8; FRAME_BYTES], offset: usize, (vm, index): Owner, bytes: &[u8]) {
+    let owner = u32::from(vm) << INDEX_BITS | index;
+    frame[offset..offset + 2].copy_from_slice(&(bytes.len() as u16).to_le_bytes());
+    frame[offset + 2..offset + HEADER].copy_from_slice(&owner.to_le_bytes());
     frame[offset + HEADER..offset + HEADER + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Whose page lies at a place in a frame's bytes.
+pub fn owner(frame: &[u8; FRAME_BYTES], offset: usize) -> Owner {
+    let mut word = [0; 4];
+    word.copy_from_slice(&frame[offset + 2..offset + HEADER]);
+    let word = u32::from_le_bytes(word);
+    ((word >> INDEX_BITS) as u8, word & ((1 << INDEX_BITS) - 1))
 }
 
 /// Restores a page from its place in a frame's bytes; false if it is damaged.
@@ -164,78 +237,6 @@ pub fn unpack(frame: &[u8; FRAME_BYTES], offset: usize, page: &mut [u8; FRAME_BY
     lz4_flex::block::decompress_into(bytes, page).is_ok_and(|length| length == FRAME_BYTES)
 }
 
-/// Bad slots the swap map can remember. A disk with more of them serves nobody for long.
-const BAD_SLOTS: usize = 64;
-
-/// Slots of the swap area.
-pub struct SwapMap<'a> {
-    /// One bit per slot, set if used.
-    bits: &'a mut [u64],
-    slots: u32,
-    used: u32,
-    hand: u32,
-    /// Slots the disk could not read: they stay used.
-    bad: heapless::Vec<u32, BAD_SLOTS>,
-}
-
-impl<'a> SwapMap<'a> {
-    /// `slots` free slots, at most as many as there are bits.
-    pub fn new(bits: &'a mut [u64], slots: u32) -> Self {
-        bits.fill(0);
-        let slots = slots.min(bits.len() as u32 * 64);
-        Self { bits, slots, used: 0, hand: 0, bad: heapless::Vec::new() }
-    }
-
-    /// The area has `slots` slots, at most as many as there are bits; what was taken stays taken.
-    pub fn resize(&mut self, slots: u32) {
-        self.slots = slots.min(self.bits.len() as u32 * 64);
-        self.hand = 0;
-    }
-
-    /// Slots there are.
-    pub const fn slots(&self) -> u32 {
-        self.slots
-    }
-
-    /// Slots in use, with those that turned out to be bad.
-    pub const fn used(&self) -> u32 {
-        self.used
-    }
-
-    fn is_used(&self, slot: u32) -> bool {
-        self.bits[slot as usize / 64] & 1 << (slot % 64) != 0
-    }
-
-    /// A free slot, following the last one given so that writes of a row lie beside each other.
-    pub fn take(&mut self) -> Option<u32> {
-        if self.used == self.slots {
-            return None;
-        }
-        let slot = (0..self.slots)
-            .map(|step| (self.hand + step) % self.slots)
-            .find(|slot| !self.is_used(*slot))?;
-        self.bits[slot as usize / 64] |= 1 << (slot % 64);
-        self.used += 1;
-        self.hand = (slot + 1) % self.slots;
-        Some(slot)
-    }
-
-    /// The disk failed at a slot in use: nobody gets it again, whoever gives it back. Past [`BAD_SLOTS`] it is forgotten.
-    pub fn condemn(&mut self, slot: u32) {
-        if !self.bad.contains(&slot) {
-            let _ = self.bad.push(slot);
-        }
-    }
-
-    /// Gives a slot back.
-    pub fn free(&mut self, slot: u32) {
-        if slot < self.slots && self.is_used(slot) && !self.bad.contains(&slot) {
-            self.bits[slot as usize / 64] &= !(1 << (slot % 64));
-            self.used -= 1;
-        }
-    }
-}
-
 /// Transfers on their way at once.
 pub const TRANSFERS: usize = 256;
 
@@ -243,9 +244,11 @@ pub const TRANSFERS: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
     /// The page, unless it was forgotten or taken back meanwhile.
-    pub page: Option<(u8, u32)>,
+    pub page: Option<Owner>,
     /// The frame the device works on, if it is the transfer's to free.
     pub frame: Option<Frame>,
+    /// The place in the compressed pool that the page keeps until it is written.
+    pub packed: Option<u32>,
     /// The slot.
     pub slot: u32,
     /// To the swap area, not from it.
@@ -268,7 +271,9 @@ mod tests {
         for tag in [0, 1, 0x1234_5678_9abc_def0 >> 1] {
             let page = bytes_of(tag);
             let length = compress(&page, &mut packed).unwrap();
-            pack(&mut frame, QUARTER, &packed[..length]);
+            let whose = (15, (1 << INDEX_BITS) - 2);
+            pack(&mut frame, QUARTER, whose, &packed[..length]);
+            assert_eq!(owner(&frame, QUARTER), whose);
             let mut back = [0x55; FRAME_BYTES];
             assert!(unpack(&frame, QUARTER, &mut back));
             assert!(back == page);
@@ -283,7 +288,7 @@ mod tests {
         assert!(!unpack(&frame, 0, &mut page));
         let mut packed = [0; SCRATCH];
         let length = compress(&bytes_of(3), &mut packed).unwrap();
-        pack(&mut frame, 0, &packed[..length]);
+        pack(&mut frame, 0, (1, 2), &packed[..length]);
         frame[0] -= 1;
         assert!(!unpack(&frame, 0, &mut page));
     }
@@ -327,47 +332,5 @@ mod tests {
                 prop_assert_eq!(pool.frames() as usize, frames.len());
             }
         }
-    }
-
-    #[test]
-    fn swap_slots_run_in_rows_and_come_back() {
-        let mut bits = [0; 2];
-        let mut map = SwapMap::new(&mut bits, 100);
-        let row: Vec<u32> = (0..100).map(|_| map.take().unwrap()).collect();
-        assert_eq!(row, (0..100).collect::<Vec<_>>());
-        assert_eq!(map.take(), None);
-        map.free(7);
-        map.free(7);
-        assert_eq!((map.used(), map.take(), map.take()), (99, Some(7), None));
-    }
-
-    #[test]
-    fn a_bad_slot_is_not_given_again() {
-        let mut bits = [0; 1];
-        let mut map = SwapMap::new(&mut bits, 4);
-        for slot in 0..4 {
-            assert_eq!(map.take(), Some(slot));
-        }
-        // Still somebody's when it turns out to be bad, and told twice.
-        map.condemn(2);
-        map.condemn(2);
-        for slot in 0..4 {
-            map.free(slot);
-        }
-        let given: Vec<_> = core::iter::from_fn(|| map.take()).collect();
-        assert_eq!((given.len(), given.contains(&2), map.used()), (3, false, 4));
-    }
-
-    #[test]
-    fn however_many_slots_are_bad_the_others_are_given() {
-        let slots = BAD_SLOTS as u32 + 10;
-        let mut bits = [0; 3];
-        let mut map = SwapMap::new(&mut bits, slots);
-        while let Some(slot) = map.take() {
-            map.condemn(slot);
-        }
-        // Those it has no room to remember are given again.
-        (0..slots).for_each(|slot| map.free(slot));
-        assert_eq!(core::iter::from_fn(|| map.take()).count(), 10);
     }
 }

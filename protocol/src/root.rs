@@ -291,6 +291,14 @@ pub enum MemCounter {
     Moved,
     /// Times that a vmm-server stood still until a page of its guest was there.
     WindowWaits,
+    /// Pages that were compressed.
+    Compressed,
+    /// Pages that went from memory to the swap partition.
+    SwappedOut,
+    /// Compressed pages that moved on to it.
+    Spilled,
+    /// Pages that were read back.
+    SwappedIn,
     /// Pages that the swap partition did not take or give back.
     SwapErrors,
     /// Bytes of capability slots that VMs use.
@@ -396,7 +404,7 @@ pub enum IoCounter {
 }
 
 /// Counters of the mem-server that are no VM's.
-pub const MEM_COUNTERS: usize = 32;
+pub const MEM_COUNTERS: usize = 48;
 /// Counters per VM at the mem-server.
 pub const MEM_VM_COUNTERS: usize = 16;
 /// Counters per client at the io-sched-server.

@@ -44,8 +44,8 @@ fn share(n: u16, sharing: Sharing, frames_per_record: u64) -> Shared {
     let pages = GUEST_MIB * MIB;
     let blocks = (u64::from(n) * GUEST_MIB / 2 + 8) as u32;
     let policy = Policy { scan_rate: 100_000, secret: 9, ..Policy::default() };
-    let records = u64::from(blocks) * 512 / frames_per_record;
-    let mut world = World::with_records(blocks, records, policy);
+    let frames = u64::from(blocks) * 512;
+    let mut world = World::with_tables(blocks, frames / frames_per_record, frames / 4, policy);
     for vm in 0..n {
         let admitted = world.admit(VmId(vm), memory(GUEST_MIB, sharing));
         debug_assert!(admitted);

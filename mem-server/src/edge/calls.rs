@@ -1,5 +1,6 @@
 //! The library's kernel calls, by `sel4`.
 
+use mem_server::mechanism::Contents;
 use mem_server::page::{FRAME_BYTES, Frame};
 use mem_server::spaces::{HALF_SLAB_BITS, Kernel, Level, Object, SLAB_BITS, Slot, TOP_BITS};
 use mem_server::swap::{Finished, Queue};
@@ -268,9 +269,12 @@ impl Kernel for Calls {
             .is_ok()
     }
 
-    fn swap_write(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {
+    fn swap_write(&mut self, transfer: u32, slot: u32, page: Contents<'_>) -> bool {
         let (Some(queue), view) = (&mut self.swap, &self.view) else { return false };
-        queue.write(runtime::shared::swap_ring(), transfer, slot, |page| view.copy_out(frame, page))
+        queue.write(runtime::shared::swap_ring(), transfer, slot, |to| match page {
+            Contents::Frame(frame) => view.copy_out(frame, to),
+            Contents::Bytes(bytes) => View::copy_bytes_out(bytes, to),
+        })
     }
 
     fn swap_read(&mut self, transfer: u32, slot: u32, frame: Frame) -> bool {

@@ -235,6 +235,10 @@ impl State {
         publish(mem_counter(MemCounter::DecompressTicks), counters.decompress_ticks);
         publish(mem_counter(MemCounter::Moved), counters.moved);
         publish(mem_counter(MemCounter::WindowWaits), counters.window_waits);
+        publish(mem_counter(MemCounter::Compressed), counters.compressed);
+        publish(mem_counter(MemCounter::SwappedOut), counters.swapped_out);
+        publish(mem_counter(MemCounter::Spilled), counters.spilled);
+        publish(mem_counter(MemCounter::SwappedIn), counters.swapped_in);
         publish(mem_counter(MemCounter::SwapErrors), counters.swap_errors);
         publish(mem_counter(MemCounter::CapabilityBytes), self.spaces.capability_bytes());
         publish(mem_counter(MemCounter::StateBytes), self.server.state_bytes());

@@ -113,6 +113,13 @@ impl View {
         }
     }
 
+    /// Copies a page into shared memory of its size.
+    pub fn copy_bytes_out(bytes: &[u8; FRAME_BYTES], to: &[AtomicU64]) {
+        for (word, place) in bytes.as_chunks().0.iter().zip(to) {
+            place.store(u64::from_le_bytes(*word), Ordering::Relaxed);
+        }
+    }
+
     /// Fills a frame from shared memory of a page's size.
     pub fn copy_in(&mut self, frame: Frame, from: &[AtomicU64]) {
         let start = self.start(frame);
