@@ -16,6 +16,7 @@ mod striped;
 mod swap_errors;
 mod system;
 mod working_set;
+mod write_back;
 
 use std::process::ExitCode;
 use tests::runner::Runner;
@@ -34,5 +35,6 @@ fn main() -> ExitCode {
     striped::run(&mut runner);
     swap_errors::run(&mut runner);
     working_set::run(&mut runner);
+    write_back::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
