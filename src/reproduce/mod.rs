@@ -79,12 +79,13 @@ fn select(selectors: &[String], kind: Kind) -> Result<Vec<(Experiment, &'static 
     Ok(all.filter(wanted).map(|(_, run, id)| (run, id)).collect())
 }
 
-/// Runs the selected experiments, prints tables (or one JSON object) and writes the plots into `plots`.
+/// Runs the selected experiments, prints tables (or one JSON object) and writes the plots into `plots`. One that cannot be
+/// carried out says why in its place, and the others are run all the same.
 ///
 /// # Errors
 ///
-/// [`Error::Input`] for a name that is none, [`Error::Wrong`] if a claim is not reproduced, [`Error::Build`] if a file
-/// cannot be written.
+/// [`Error::Input`] for a name that is none, [`Error::Build`] if a file cannot be written; at the end, if an experiment could
+/// not be carried out, its error's kind (never [`Error::Wrong`]), else [`Error::Wrong`] if a claim is not reproduced.
 pub fn run(
     selectors: &[String],
     kind: Kind,
@@ -92,12 +93,35 @@ pub fn run(
     plots: Option<&Path>,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
-    let mut failed = Vec::new();
+    run_all(&select(selectors, kind)?, json, plots, out)
+}
+
+fn run_all(
+    experiments: &[(Experiment, &'static str)],
+    json: bool,
+    plots: Option<&Path>,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let standard_output = || Error::file("standard output");
+    let (mut failed, mut broken) = (Vec::new(), Vec::new());
     let mut objects = Vec::new();
-    for (run, id) in select(selectors, kind)? {
-        let Some(outcome) = run(id)? else { continue };
+    for (run, id) in experiments {
+        let outcome = match run(id) {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => continue,
+            Err(error) => {
+                if json {
+                    objects.push(format!("\"{id}\": {}", no_verdict(id, &error)));
+                } else {
+                    writeln!(out, "{id} could not be carried out: {error}\n")
+                        .map_err(standard_output())?;
+                }
+                broken.push((*id, error));
+                continue;
+            }
+        };
         if !outcome.is_reproduced() {
-            failed.push(id);
+            failed.push(*id);
         }
         if let Some(folder) = plots {
             write_plots(folder, &outcome)?;
@@ -105,17 +129,40 @@ pub fn run(
         if json {
             objects.push(format!("\"{id}\": {}", outcome.json()));
         } else {
-            writeln!(out, "{}", outcome.table()).map_err(Error::file("standard output"))?;
+            writeln!(out, "{}", outcome.table()).map_err(standard_output())?;
         }
     }
     if json {
-        writeln!(out, "{{{}}}", objects.join(",\n")).map_err(Error::file("standard output"))?;
+        writeln!(out, "{{{}}}", objects.join(",\n")).map_err(standard_output())?;
     }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Wrong(format!("not reproduced: {}", failed.join(", "))))
+    verdict(&failed, broken)
+}
+
+/// An experiment that could not be carried out, as a JSON object.
+fn no_verdict(id: &str, error: &Error) -> String {
+    serde_json::json!({ "id": id, "verdict": "error", "error": error.to_string() }).to_string()
+}
+
+/// All in one: claims that are `failed`, experiments that are `broken`.
+fn verdict(failed: &[&str], mut broken: Vec<(&str, Error)>) -> Result<(), Error> {
+    let mut text: Vec<String> = Vec::new();
+    if !failed.is_empty() {
+        text.push(format!("not reproduced: {}", failed.join(", ")));
     }
+    for (id, error) in &broken {
+        text.push(format!("{id} could not be carried out: {error}"));
+    }
+    let text = text.join("\n");
+    if broken.is_empty() {
+        return if failed.is_empty() { Ok(()) } else { Err(Error::Wrong(text)) };
+    }
+    Err(match broken.remove(0).1 {
+        Error::Crash(_) => Error::Crash(text),
+        Error::Input(_) => Error::Input(text),
+        Error::Build(_) => Error::Build(text),
+        // What the experiment waited for did not come: that says nothing about its claim.
+        Error::NoProgress(_) | Error::Wrong(_) => Error::NoProgress(text),
+    })
 }
 
 fn write_plots(folder: &Path, outcome: &Outcome) -> Result<(), Error> {
@@ -154,5 +201,32 @@ mod tests {
         run(&["P2-E9".to_owned()], Kind::Modelled, true, None, &mut out).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["P2-E9"]["verdict"], "pass");
+    }
+
+    /// One experiment cannot be carried out: the others are run and printed, and the exit code says that it is not a claim that
+    /// fails.
+    #[test]
+    fn an_experiment_that_breaks_does_not_take_the_others_with_it() {
+        let broken: Experiment = |_| Err(Error::Wrong("the \"VM\" never began".to_owned()));
+        let whole: Experiment = |_| Ok(harness::p2::run("P2-E9"));
+        let unreproduced: Experiment = |_| {
+            let outcome = harness::p2::run("P2-E9");
+            Ok(outcome.map(|outcome| Outcome { figures: Vec::new(), ..outcome }))
+        };
+        let experiments = [(broken, "X-E1"), (whole, "X-E2"), (unreproduced, "X-E3")];
+        let mut out = Vec::new();
+        let error = run_all(&experiments, true, None, &mut out).unwrap_err();
+        assert!(matches!(&error, Error::NoProgress(text) if text.contains("X-E1 could not")));
+        assert!(error.to_string().contains("not reproduced: X-E3"));
+        let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(value["X-E1"]["verdict"], "error");
+        assert_eq!(value["X-E1"]["error"], "the \"VM\" never began");
+        assert_eq!(value["X-E2"]["verdict"], "pass");
+        let mut out = Vec::new();
+        run_all(&experiments[..2], false, None, &mut out).unwrap_err();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("X-E1 could not be carried out") && text.contains("passes: yes"));
+        let failed = run_all(&experiments[2..], true, None, &mut Vec::new());
+        assert!(matches!(failed, Err(Error::Wrong(_))));
     }
 }

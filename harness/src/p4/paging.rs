@@ -93,7 +93,7 @@ pub fn balloon_tracking() -> Outcome {
         })
         .collect();
     let rise = losses.windows(2).map(|pair| pair[1] - pair[0]).fold(f64::MIN, f64::max);
-    let rise = Figure::between("largest rise of the loss as the balloon shrinks", rise, -5.0, 0.25);
+    let rise = Figure::between("largest rise of the loss as the balloon shrinks", rise, -5.0, 0.0);
     figures.push(rise);
     let by_paging = (1.0 - paged(32) / native[0]) * 100.0;
     let points = |values: &[f64]| {
@@ -226,10 +226,7 @@ pub fn double_paging() -> Outcome {
             Figure::between("random victims against oldest victims", random / oldest, 0.0, 0.9),
         ],
         control: "the host chooses the oldest page, as the guest does",
-        control_figures: vec![
-            Figure::between("double pagings", oldest, 0.0, 0.0),
-            Figure::between("against oldest victims", 1.0, 0.0, 0.9),
-        ],
+        control_figures: vec![Figure::between("double pagings", oldest, 0.0, 0.0)],
         plots: vec![Plot {
             name: "p4-e3-double-paging".to_owned(),
             title: "Pages read from the host's swap to be written to the guest's (P4-E3)"
