@@ -186,8 +186,7 @@ impl CacheGuest {
             world.write(vm, index, mem_server::hash::mix(u64::from(index) + 1));
         }
         let driver =
-            world.server.control(vm, MemRequest::BalloonReady { ready: true }, &mut world.machine)
-                == MemReply::Done;
+            world.server.control(vm, MemRequest::BalloonReady { ready: true }) == MemReply::Done;
         Self {
             vm,
             free: (kernel..pages as u32).rev().collect(),
@@ -248,7 +247,7 @@ impl CacheGuest {
         if !self.driver {
             return;
         }
-        let info = world.server.control(self.vm, MemRequest::Info, &mut world.machine);
+        let info = world.server.control(self.vm, MemRequest::Info);
         let MemReply::Info(info) = info else { return };
         let target = info.balloon_target.0 as usize;
         for _ in 0..step {
@@ -268,7 +267,7 @@ impl CacheGuest {
             }
         }
         let stats = GuestStats { major_faults: Some(0), ..GuestStats::default() };
-        world.server.control(self.vm, MemRequest::GuestStats(stats), &mut world.machine);
+        world.server.control(self.vm, MemRequest::GuestStats(stats));
     }
 
     /// Fixes the balloon and lets the driver reach it.

@@ -353,22 +353,6 @@ impl<'a> Ledger<'a> {
         place == Place::Empty
     }
 
-    /// Gives up the reservation of a region, so that its free frames serve anybody.
-    pub fn break_reservation(&mut self, vm: u8, region: u32, hint: u32) {
-        let Some(block) = self.blocks.get_mut(hint as usize) else { return };
-        if block.owner != owner(vm, region) {
-            return;
-        }
-        block.owner = NONE;
-        let place = match block.place {
-            Place::Reserved => Place::Open,
-            Place::ReservedFull => Place::OpenFull,
-            _ => return,
-        };
-        self.unlink(hint);
-        self.push(hint, place);
-    }
-
     /// Whether the block is the region's and all of its frames are in use: it can be mapped as one large page.
     pub fn is_whole(&self, vm: u8, region: u32, hint: u32) -> bool {
         self.blocks.get(hint as usize).is_some_and(|block| {
@@ -522,7 +506,10 @@ mod tests {
                         Some(block) => prop_assert!(ledger.release_block(block)),
                         None => held.extend(ledger.hold_block()),
                     },
-                    4 => ledger.break_reservation(vm, region, hints[vm as usize][region as usize]),
+                    4 => if let Some(frame) = ledger.allocate_below(region + 1) {
+                        prop_assert!(frame.block() <= region && !used.contains(&frame));
+                        used.push(frame);
+                    },
                     _ => if let Some(block) = ledger.emptiest(|block| block != region) {
                         ledger.begin_leaving(block);
                         let moves = used.iter_mut().filter(|frame| frame.block() == block);

@@ -1,4 +1,4 @@
-//! VMs come, change their controls, are reset and go.
+//! VMs come, change their controls and go.
 
 use protocol::mem::{Controls, GuestStats, MemError, TargetBound, Trigger, VmMemory};
 use protocol::units::{Pages, VmId};
@@ -10,7 +10,7 @@ use crate::mechanism::{Mechanism, MechanismError};
 use crate::page::{Entry, FRAMES_PER_BLOCK, PageState};
 use crate::policy::balloon::Controller;
 use crate::policy::estimator::Averages;
-use crate::policy::large::{Demotion, Region};
+use crate::policy::large::Region;
 use crate::random::Walk;
 use crate::server::{FAULT_KINDS, Samples, Server, Vm};
 
@@ -178,25 +178,6 @@ impl Server<'_> {
         self.background.trigger(Trigger::Removed);
         while let Some(block) = mechanism.take_block() {
             self.ledger.release_block(block);
-        }
-        self.free().saturating_sub(before)
-    }
-
-    /// The guest was reset: every page becomes absent.
-    pub fn reset(&mut self, vm: VmId, mechanism: &mut impl Mechanism) -> u64 {
-        let before = self.free();
-        let Some(record) = self.vm(vm) else { return 0 };
-        for index in 0..record.memory.size.0 as u32 {
-            self.unmap(vm, index, Demotion::Reset, mechanism);
-            self.forget(vm, index);
-        }
-        if let Some(record) = &mut self.vms[vm.0 as usize] {
-            record.balloon_ready = false;
-            record.balloon_target = 0;
-            record.controller.reset();
-            record.samples.clear();
-            record.averages = Averages::new();
-            record.guest = GuestStats::default();
         }
         self.free().saturating_sub(before)
     }

@@ -66,12 +66,7 @@ impl Server<'_> {
     }
 
     /// Answers a control call of the vmm-server of `vm`.
-    pub fn control(
-        &mut self,
-        vm: VmId,
-        request: MemRequest,
-        mechanism: &mut impl Mechanism,
-    ) -> MemReply {
+    pub fn control(&mut self, vm: VmId, request: MemRequest) -> MemReply {
         let Some(Some(record)) = self.vms.get_mut(vm.0 as usize) else {
             return MemReply::Error(MemError::NoSuchVm);
         };
@@ -84,10 +79,6 @@ impl Server<'_> {
             MemRequest::GuestStats(stats) => {
                 record.guest = stats;
                 MemReply::Info(self.info(vm))
-            }
-            MemRequest::Reset => {
-                let pages = Pages(self.reset(vm, mechanism));
-                MemReply::Freed { pages, free: Pages(self.free()) }
             }
             _ => MemReply::Error(MemError::NotAllowed),
         }
@@ -149,7 +140,6 @@ impl Server<'_> {
             vm,
             memory,
             balloon_target: Pages(record.map_or(0, |record| record.balloon_target)),
-            free_page_reporting: memory.balloon,
             stats_period: Nanos::from_secs(1),
         }
     }

@@ -66,8 +66,6 @@ impl PageState {
 pub enum PageOp {
     /// First touch: a zeroed frame of its own.
     Fill,
-    /// First touch by a read: the frame of zeros.
-    FillZero,
     /// A write to a page without a frame of its own gets one (copy-on-write).
     Break,
     /// Found equal to another page.
@@ -104,7 +102,7 @@ pub enum PageOp {
     SwappedIn,
     /// The read failed: the page stays on the disk, its fault is refused.
     SwapInFailed,
-    /// The VM was reset or destroyed.
+    /// The VM was destroyed.
     Forget,
 }
 
@@ -114,7 +112,6 @@ pub const TRANSITIONS: &[(PageState, PageOp, PageState)] = {
     use PageState as S;
     &[
         (S::Absent, O::Fill, S::Private),
-        (S::Absent, O::FillZero, S::Zero),
         (S::Absent, O::Balloon, S::Ballooned),
         (S::Absent, O::Discard, S::Absent),
         (S::Absent, O::Forget, S::Absent),

@@ -21,7 +21,7 @@ pub enum Scanned {
     Alone,
     /// Merged with another page or with the frame of zeros.
     Merged,
-    /// Another page with its hash has other contents: ineligible from now on.
+    /// Another page with its hash has other contents: ineligible until its state changes.
     FalseMatch,
 }
 

@@ -404,7 +404,10 @@ proptest! {
                     server.release(vm, count % 2, range.into_iter(), &mut spaces);
                 }
                 5 => { server.deflate(vm, range.into_iter()); }
-                6 => { server.reset(vm, &mut spaces); }
+                6 => if server.vm(vm).is_some() {
+                    server.release_vm(vm, &mut spaces);
+                    let _ = server.admit(vm, memory(4), &mut spaces);
+                },
                 7 => for gfn in (0..512).map(Gfn) {
                     server.fault_in(vm, gfn, access::WRITE, &mut spaces);
                 },

@@ -310,7 +310,7 @@ pub enum MemRequest {
         /// Which.
         vm: VmId,
     },
-    /// vmm: own memory, balloon target and whether to report free pages. Reply [`MemReply::Info`]. Asked at start
+    /// vmm: own memory and balloon target. Reply [`MemReply::Info`]. Asked at start
     /// and whenever the mem-server signals [`crate::slots::notify::MEM`].
     Info,
     /// vmm: the balloon device is driven by a driver (or not any more: guest reset). Reply [`MemReply::Done`].
@@ -320,8 +320,6 @@ pub enum MemRequest {
     },
     /// vmm: what the statistics queue said. Reply [`MemReply::Info`].
     GuestStats(GuestStats),
-    /// vmm: the guest was reset. Every page becomes absent, the balloon empty. Reply [`MemReply::Freed`].
-    Reset,
 }
 
 /// The answer to a [`MemRequest`].
@@ -570,8 +568,8 @@ pub struct Explanation {
 }
 
 /// What takes a large page apart, in the order of the mem-server's counters.
-pub const DEMOTIONS: [&str; 7] =
-    ["sharing", "balloon", "free_report", "paging", "sampling", "moving", "reset"];
+pub const DEMOTIONS: [&str; 6] =
+    ["sharing", "balloon", "free_report", "paging", "sampling", "moving"];
 
 /// What a target rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -610,8 +608,6 @@ pub struct VmInfo {
     pub memory: VmMemory,
     /// `num_pages` of the balloon device's configuration.
     pub balloon_target: Pages,
-    /// Offer free page reporting.
-    pub free_page_reporting: bool,
     /// Ask for statistics this often.
     pub stats_period: Nanos,
 }

@@ -13,7 +13,7 @@ use crate::interface::Interface;
 use crate::io::{ClientStats, DiskStats, IoError};
 use crate::mem::{MemEvent, MemReply, MemRequest};
 use crate::system::{Disk, IoControl, IoPolicy};
-use crate::units::{Pages, VmId};
+use crate::units::VmId;
 use heapless::String;
 use serde::{Deserialize, Serialize};
 
@@ -162,11 +162,6 @@ pub enum VmmCommand {
     Resume,
     /// Press the guest's ACPI power button.
     PowerButton,
-    /// The guest's balloon should hold this many pages.
-    SetBalloon {
-        /// Its size.
-        target: Pages,
-    },
 }
 
 /// What the root-task tells the io-sched-server.
@@ -323,8 +318,6 @@ pub enum MemCounter {
     DemotedSampling,
     /// For pages that moved.
     DemotedMoving,
-    /// Because the guest was reset.
-    DemotedReset,
     /// Number of counters.
     Count,
 }
@@ -434,7 +427,7 @@ pub const fn io_counter(client: u16, counter: IoCounter) -> usize {
 const _: () = {
     use crate::startup::shared::WORDS;
     assert!(MemCounter::Count as usize <= MEM_COUNTERS);
-    let demotions = MemCounter::DemotedReset as usize - MemCounter::DemotedSharing as usize + 1;
+    let demotions = MemCounter::DemotedMoving as usize - MemCounter::DemotedSharing as usize + 1;
     assert!(demotions == crate::mem::DEMOTIONS.len());
     assert!(MemVmCounter::Count as usize <= MEM_VM_COUNTERS);
     assert!(IoCounter::Count as usize <= IO_CLIENT_COUNTERS);

@@ -283,7 +283,7 @@ fn actions() -> (f64, f64) {
         debug_assert!(admitted);
         let ready = MemRequest::BalloonReady { ready: true };
         if vm == large {
-            world.server.control(vm, ready, &mut world.machine);
+            world.server.control(vm, ready);
         }
     }
     let mut wrong = 0;

@@ -105,7 +105,7 @@ impl State {
             }
             _ => match message::request::<Mem>(received) {
                 Ok(request) => {
-                    let reply = self.server.control(vm, request, &mut self.spaces);
+                    let reply = self.server.control(vm, request);
                     message::answer::<Mem>(&reply)
                 }
                 Err(error) => {

@@ -81,11 +81,6 @@ impl Controller {
         self.target = wanted.min(size + self.step);
         self.target
     }
-
-    /// The guest was reset: its balloon is empty.
-    pub const fn reset(&mut self) {
-        *self = Self::new();
-    }
 }
 
 #[cfg(test)]

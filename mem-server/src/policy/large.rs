@@ -25,23 +25,14 @@ pub enum Demotion {
     Sampling,
     /// A page of it moved so that a block became free.
     Moving,
-    /// The guest was reset.
-    Reset,
 }
 
 const _: () = assert!(Demotion::ALL.len() == protocol::mem::DEMOTIONS.len());
 
 impl Demotion {
     /// All reasons.
-    pub const ALL: [Self; 7] = [
-        Self::Sharing,
-        Self::Balloon,
-        Self::Report,
-        Self::Paging,
-        Self::Sampling,
-        Self::Moving,
-        Self::Reset,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Sharing, Self::Balloon, Self::Report, Self::Paging, Self::Sampling, Self::Moving];
 }
 
 /// What is remembered of a 2 MiB region of a VM.

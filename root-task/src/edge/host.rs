@@ -34,7 +34,6 @@ const APART: [&str; DEMOTIONS.len()] = [
     "memory.small.paging",
     "memory.small.sampling",
     "memory.small.moving",
-    "memory.small.reset",
 ];
 
 /// Memory of a VM: the mem-server's figures, and what the root-task holds for it.
@@ -183,7 +182,6 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
         ("memory.demotions.paging", MemCounter::DemotedPaging, Unit::Count),
         ("memory.demotions.sampling", MemCounter::DemotedSampling, Unit::Count),
         ("memory.demotions.moving", MemCounter::DemotedMoving, Unit::Count),
-        ("memory.demotions.reset", MemCounter::DemotedReset, Unit::Count),
     ] {
         term(serial, id, ServerId::Mem, None, name, get(counter), unit);
     }

@@ -262,9 +262,6 @@ impl Runner {
                     report(VmEvent::Resumed);
                 }
                 VmmCommand::PowerButton => self.vmm.press_power_button(),
-                VmmCommand::SetBalloon { target } => {
-                    self.vmm.set_balloon(u32::try_from(target.0).unwrap_or(u32::MAX));
-                }
             }
         }
     }
