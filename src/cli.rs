@@ -8,8 +8,9 @@ use crate::session::{Ask, Line, Session, run_folder};
 use crate::settings::{io_changes, settings_of};
 use crate::{Error, bench, client, console, doctor, reproduce, suite};
 use clap::{Args, Parser, Subcommand};
+use protocol::io::Policy;
 use protocol::link::{Request, ServerId, VmState};
-use protocol::system::{IoPolicy, Name};
+use protocol::system::Name;
 use protocol::units::{DiskId, VmId};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -178,10 +179,10 @@ enum PolicyName {
     RoundRobin,
 }
 
-impl From<PolicyName> for IoPolicy {
+impl From<PolicyName> for Policy {
     fn from(name: PolicyName) -> Self {
         match name {
-            PolicyName::Mclock => Self::Mclock,
+            PolicyName::Mclock => Self::MClock,
             PolicyName::Sfq => Self::Sfq,
             PolicyName::RoundRobin => Self::RoundRobin,
         }

@@ -4,7 +4,8 @@
 //! how to cure it. Defaults are written here and listed in `docs/system.md`.
 
 use crate::error::Error;
-use protocol::system::{self, IoControl, IoPolicy, Name, Sharing, System, SystemError, VmRule};
+use protocol::io::Policy;
+use protocol::system::{self, IoControl, Name, Sharing, System, SystemError, VmRule};
 use protocol::units::{DiskId, MACHINE_DISKS_MAX, Nanos, PAGE_SIZE, Pages};
 use serde::Deserialize;
 use std::ops::Range;
@@ -610,10 +611,10 @@ impl From<raw::SharingWord> for Sharing {
     }
 }
 
-impl From<raw::PolicyWord> for IoPolicy {
+impl From<raw::PolicyWord> for Policy {
     fn from(word: raw::PolicyWord) -> Self {
         match word {
-            raw::PolicyWord::Mclock => Self::Mclock,
+            raw::PolicyWord::Mclock => Self::MClock,
             raw::PolicyWord::Sfq => Self::Sfq,
             raw::PolicyWord::RoundRobin => Self::RoundRobin,
         }

@@ -23,7 +23,7 @@ use protocol::{
     root::{Command, IoCommand, IoCounter, RootRequest, Text, io_counter},
     slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLER, TIMER, notify},
     startup::{IoStart, Role, Startup},
-    system::{Disk, IoControl, IoPolicy},
+    system::{Disk, IoControl},
     units::Nanos,
 };
 use runtime::{
@@ -98,14 +98,6 @@ fn main(startup: Startup) -> ! {
     edge.serve()
 }
 
-fn policy(policy: IoPolicy) -> Policy {
-    match policy {
-        IoPolicy::Mclock => Policy::MClock,
-        IoPolicy::Sfq => Policy::Sfq,
-        IoPolicy::RoundRobin => Policy::RoundRobin,
-    }
-}
-
 fn controls(io: &IoControl) -> Controls {
     Controls {
         reservation: io.reservation,
@@ -128,7 +120,7 @@ fn earlier(a: Option<Nanos>, b: Option<Nanos>) -> Option<Nanos> {
 impl Edge {
     /// Configures the server and reads the partition table before anybody can call.
     fn prepare(&mut self, start: &IoStart) {
-        let config = Config { policy: policy(start.policy), ..Config::DEFAULT };
+        let config = Config { policy: start.policy, ..Config::DEFAULT };
         self.state.server.configure(config);
         for (group, settings) in (0..).zip(&start.groups) {
             let controls = controls(&settings.io);
@@ -266,8 +258,8 @@ impl Edge {
                 let controls = controls(&control);
                 self.answer_root(&IoRequest::SetGroup { group, parent: None, controls });
             }
-            IoCommand::SetPolicy(wanted) => {
-                self.answer_root(&IoRequest::SetPolicy { policy: policy(wanted) });
+            IoCommand::SetPolicy(policy) => {
+                self.answer_root(&IoRequest::SetPolicy { policy });
             }
             IoCommand::ClientStats { client } => {
                 self.answer_root(&IoRequest::Stats { index: client });

@@ -161,7 +161,7 @@ pub enum Request {
         change: system::IoChange,
     },
     /// Another policy for the disk.
-    IoPolicy(system::IoPolicy),
+    IoPolicy(crate::io::Policy),
     /// For each disk of the machine one `Row::DiskClient` for each of its clients, then one `Row::Disk`.
     Disks,
 }

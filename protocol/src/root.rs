@@ -10,9 +10,9 @@
 //! root-task then moves its scheduling context to its notification.
 
 use crate::interface::Interface;
-use crate::io::{ClientStats, DiskStats, IoError};
+use crate::io::{ClientStats, DiskStats, IoError, Policy};
 use crate::mem::{MemEvent, MemReply, MemRequest};
-use crate::system::{Disk, IoControl, IoPolicy};
+use crate::system::{Disk, IoControl};
 use crate::units::VmId;
 use heapless::String;
 use serde::{Deserialize, Serialize};
@@ -198,7 +198,7 @@ pub enum IoCommand {
         control: IoControl,
     },
     /// Another policy; what waits keeps its order (answer [`RootRequest::Applied`]).
-    SetPolicy(IoPolicy),
+    SetPolicy(Policy),
     /// Figures of a client (answer [`RootRequest::IoClient`] or [`RootRequest::IoRefused`]).
     ClientStats {
         /// The client.

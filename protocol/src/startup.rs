@@ -4,8 +4,9 @@
 //! into a page mapped read-only at [`STARTUP_VADDR`]. Addresses below are the same in every
 //! server, so that neither side needs to be told them.
 
+use crate::io::Policy;
 use crate::slots::Client;
-use crate::system::{DiskModel, GROUPS_MAX, Group, IoPolicy, MODULES_MAX, MemoryPolicy, Vm};
+use crate::system::{DiskModel, GROUPS_MAX, Group, MODULES_MAX, MemoryPolicy, Vm};
 use crate::units::{DiskId, Pages, VmId};
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
@@ -129,7 +130,7 @@ pub struct IoStart {
     /// Memory for device queues: kept over a restart, zeroed before the first start.
     pub dma: DmaRegion,
     /// Dispatch policy.
-    pub policy: IoPolicy,
+    pub policy: Policy,
     /// Groups of VMs, by index.
     pub groups: Vec<Group, GROUPS_MAX>,
     /// A modelled disk in front of the real one, on every disk of the machine.
@@ -252,7 +253,7 @@ mod tests {
                     device: Region { vaddr: REGISTERS_VADDR + 0x2000, bytes: 8 },
                 }),
                 dma: DmaRegion::default(),
-                policy: IoPolicy::RoundRobin,
+                policy: Policy::RoundRobin,
                 groups: Vec::new(),
                 model: Some(DiskModel::Hp97560),
                 restarted: false,

@@ -4,6 +4,7 @@
 //! postcard. [`System::check`] states the rules once; host and root-task both call it, so a
 //! damaged or hand-made archive is refused by the same words. Fields are appended, never moved.
 
+use crate::io::Policy;
 use crate::stripe::Stripes;
 use crate::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, Pages};
 use heapless::{String, Vec};
@@ -214,18 +215,6 @@ pub struct Group {
     pub sharing: Sharing,
 }
 
-/// The io-sched-server's dispatch policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum IoPolicy {
-    /// Reservations, limits and shares.
-    #[default]
-    Mclock,
-    /// Start-time fair queueing with depth.
-    Sfq,
-    /// One request each in turn.
-    RoundRobin,
-}
-
 /// Most steps of an array's throughput.
 pub const MODEL_STEPS_MAX: usize = 8;
 
@@ -318,7 +307,7 @@ pub struct System {
     /// Part of it kept for kernel objects and servers.
     pub kernel_memory: Pages,
     /// The disk's dispatch policy.
-    pub io_policy: IoPolicy,
+    pub io_policy: Policy,
     /// The mem-server's policy.
     pub memory_policy: MemoryPolicy,
     /// Groups, named by index.
@@ -548,9 +537,10 @@ impl System {
 #[cfg(test)]
 mod tests {
     use super::{
-        Balloon, Disk, DiskModel, Group, IoControl, IoPolicy, Memory, MemoryPolicy, ModelStep,
-        Name, Sharing, System, SystemError, Vm, VmRule,
+        Balloon, Disk, DiskModel, Group, IoControl, Memory, MemoryPolicy, ModelStep, Name, Sharing,
+        System, SystemError, Vm, VmRule,
     };
+    use crate::io::Policy;
     use crate::units::{DiskId, Nanos, Pages};
 
     fn name(text: &str) -> Name {
@@ -592,7 +582,7 @@ mod tests {
             name: name("test"),
             machine_memory: Pages(0x20000),
             kernel_memory: Pages(0x2000),
-            io_policy: IoPolicy::Mclock,
+            io_policy: Policy::MClock,
             memory_policy: MemoryPolicy::default(),
             groups: heapless::Vec::new(),
             vms: [vm("a"), vm("b")].into_iter().collect(),

@@ -7,12 +7,12 @@
 //! back. Every step waits for the answer of the server concerned, never by blocking.
 
 use heapless::{Deque, Vec};
-use protocol::io::{ClientStats, DiskStats, IoError, MAX_CLIENTS};
+use protocol::io::{ClientStats, DiskStats, IoError, MAX_CLIENTS, Policy};
 use protocol::link::{Event, Refusal, ServerId, StopReason, VmState};
 use protocol::mem::{Explanation, MemError, MemRequest, VmMemory};
 use protocol::root::{IoCommand, Text, VmmCommand};
 use protocol::slots::{Client, SWAP_CLIENT, SWAP_DISK};
-use protocol::system::{GROUPS_MAX, Group, IoControl, IoPolicy, Memory, System, Vm, VmRule};
+use protocol::system::{GROUPS_MAX, Group, IoControl, Memory, System, Vm, VmRule};
 use protocol::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, VmId};
 
 mod answers;
@@ -213,7 +213,7 @@ enum IoWait {
     },
     Policy {
         id: u32,
-        policy: IoPolicy,
+        policy: Policy,
     },
     Client {
         id: u32,
@@ -244,7 +244,7 @@ pub trait Artefacts {
 pub struct Supervisor {
     vms: [Option<Entry>; MAX_VMS],
     groups: Vec<Group, GROUPS_MAX>,
-    io_policy: IoPolicy,
+    io_policy: Policy,
     clients: [Option<ClientEntry>; MAX_CLIENTS],
     swap: swap::Swap,
     has_booted: bool,
@@ -352,7 +352,7 @@ impl Supervisor {
     }
 
     /// The groups with their present claims, and the disks' policy: what a new io-sched-server is told.
-    pub const fn io_settings(&self) -> (&Vec<Group, GROUPS_MAX>, IoPolicy) {
+    pub const fn io_settings(&self) -> (&Vec<Group, GROUPS_MAX>, Policy) {
         (&self.groups, self.io_policy)
     }
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use harness::experiment::{Figure, Outcome};
 use harness::plot::{Mark, Plot, Series};
+use protocol::io::Policy;
 use protocol::link::Request;
-use protocol::system::IoPolicy;
 
 use crate::bench::start_on;
 use crate::config::Config;
@@ -128,7 +128,7 @@ fn measure(live: &Live, session: &Session, record: &mut Record) -> Result<(f64, 
     session.wait_ready(HANG)?;
     let end = FIRST + APART * live.phases.len() as f64;
     watch(session, record, end)?;
-    session.ask(Request::IoPolicy(IoPolicy::Sfq))?;
+    session.ask(Request::IoPolicy(Policy::Sfq))?;
     let changed = record.samples.last().map_or(end, |sample| sample.at);
     let (from, to) = (changed + SETTLE, changed + SETTLE + CONTROL);
     watch(session, record, to)?;

@@ -9,7 +9,6 @@ use ballast::report::Stats;
 use ballast::session::{Ask, Line, Session, run_folder};
 use protocol::io::Policy;
 use protocol::link::{Event, Request, ServerId, Setting, VmState};
-use protocol::system::IoPolicy;
 use protocol::units::{DiskId, Pages, VmId};
 use std::path::Path;
 use std::sync::Arc;
@@ -332,7 +331,7 @@ fn drills<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2
         web1.expect(VERIFY).map(drop)
     });
     runner.case("drills: the io-sched-server is killed under load and nothing is lost", || {
-        disk::change(session, DRILL_LIMIT, IoPolicy::Sfq)?;
+        disk::change(session, DRILL_LIMIT, Policy::Sfq)?;
         start_writer(web1)?;
         ask(Request::Kill(ServerId::Io(DiskId(0))))?;
         figures
@@ -342,7 +341,7 @@ fn drills<'a>(runner: &mut Runner, session: &Session, web1: &mut Shell<'a>, web2
     });
     runner.case("drills: the new io-sched-server has the claims and policy of the old one", || {
         let found = disk::found(session)?;
-        disk::change(session, 0, IoPolicy::Mclock)?;
+        disk::change(session, 0, Policy::MClock)?;
         same("limit and policy", found, (Some(DRILL_LIMIT), Some(Policy::Sfq)))
     });
     runner.case(

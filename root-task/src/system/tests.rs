@@ -5,7 +5,7 @@ use protocol::link::{Request, Setting};
 use protocol::mem::{MemEvent, MemReply};
 use protocol::root::{Command, FaultReport, RootReply, RootRequest, VmEvent};
 use protocol::slots::SWAP_CLIENT;
-use protocol::system::{Balloon, Disk, IoChange, IoControl, IoPolicy, MemoryPolicy, Name, Sharing};
+use protocol::system::{Balloon, Disk, IoChange, IoControl, MemoryPolicy, Name, Sharing};
 use protocol::units::{Gfn, Pages};
 
 struct All;
@@ -60,7 +60,7 @@ fn system(vms: &[Vm]) -> System {
         name: name("test"),
         machine_memory: Pages(0x20000),
         kernel_memory: Pages(0x2000),
-        io_policy: IoPolicy::default(),
+        io_policy: Policy::default(),
         memory_policy: MemoryPolicy::default(),
         groups: [group].into_iter().collect(),
         vms: vms.iter().cloned().collect(),
@@ -422,11 +422,11 @@ fn groups_and_policy_change_and_outlive_the_server() {
     let group = |text| Request::GroupSet { group: name(text), change: reservation(80) };
     assert_eq!(world.host(1, group("nobody")), Err(Refusal::Unknown));
     assert_eq!(world.host(2, group("web")), Ok(()));
-    assert_eq!(world.host(3, Request::IoPolicy(IoPolicy::Sfq)), Ok(()));
+    assert_eq!(world.host(3, Request::IoPolicy(Policy::Sfq)), Ok(()));
     world.io_refuses = true;
-    assert!(world.host(4, Request::IoPolicy(IoPolicy::RoundRobin)).is_err());
+    assert!(world.host(4, Request::IoPolicy(Policy::RoundRobin)).is_err());
     let (groups, policy) = world.supervisor.io_settings();
-    assert_eq!((groups[0].io.reservation, policy), (80, IoPolicy::Sfq));
+    assert_eq!((groups[0].io.reservation, policy), (80, Policy::Sfq));
 }
 
 #[test]
@@ -576,9 +576,9 @@ fn a_claim_that_one_part_refuses_is_taken_back_at_the_others() {
     assert_eq!(set_reservation(2, &mut world, 900), Err(Refusal::Disk { asked: 900, free: 7 }));
     assert_eq!(world.controls, [(1, 50), (2, 50)].into());
     assert_eq!(world.supervisor.client(1).map(|client| client.io.reservation), Some(50));
-    let policy = world.host(3, Request::IoPolicy(IoPolicy::Sfq));
+    let policy = world.host(3, Request::IoPolicy(Policy::Sfq));
     assert!(policy.is_err());
-    assert_eq!(world.supervisor.io_settings().1, IoPolicy::default());
+    assert_eq!(world.supervisor.io_settings().1, Policy::default());
 }
 
 #[test]
