@@ -167,6 +167,12 @@ enum IoVerb {
         /// The policy.
         policy: PolicyName,
     },
+    /// Changes the disk claim of the swap partition: io.limit=N and so on, as `group set`.
+    Swap {
+        /// KEY=VALUE; all of them at once.
+        #[arg(required = true)]
+        settings: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -320,6 +326,10 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
         Verb::Io { verb: IoVerb::Policy { policy } } => {
             client::Client::new()?.ask(Request::IoPolicy(policy.into())).map(drop)
         }
+        Verb::Io { verb: IoVerb::Swap { settings } } => {
+            let change = io_changes(&settings)?;
+            client::Client::new()?.ask(Request::SwapIo(change)).map(drop)
+        }
         Verb::Log => follow_log(),
         Verb::Kill { server } => {
             let client = client::Client::new()?;
@@ -348,7 +358,8 @@ fn explain(vm: &str, json: bool) -> Result<(), Error> {
     let mut lines = client.ask(Request::Explain(id))?;
     let disks = client.ask(Request::Disks)?;
     let is_its = |line: &Line| match line {
-        Line::DiskClient(client) => client.vm == Some(id),
+        // Swap is everybody's.
+        Line::DiskClient(client) => client.vm.is_none_or(|vm| vm == id),
         Line::Disk { .. } => true,
         _ => false,
     };

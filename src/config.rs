@@ -212,21 +212,7 @@ impl Reader<'_> {
                 self.error(vm.name.span(), "one VM too many", &cure)
             })?;
         }
-        let swap = match &host.swap {
-            Some(size) => {
-                let size = self.pages(size)?;
-                build.disks.push(DiskPlan {
-                    label: "swap".to_owned(),
-                    size: size.bytes(),
-                    image: DiskImage::Empty,
-                    hostname: String::new(),
-                    on: protocol::slots::SWAP_DISK,
-                    parts: 1,
-                });
-                Name::try_from("swap").ok().map(|partition| system::Swap { partition, size })
-            }
-            None => None,
-        };
+        let swap = self.swap(&host, &mut build)?;
         let system = System {
             name,
             machine_memory,
@@ -245,6 +231,29 @@ impl Reader<'_> {
         };
         system.check().map_err(|error| self.system_error(&error, &table.vm, &host))?;
         Ok(Config { system, artefacts: build.artefacts, disks: build.disks })
+    }
+
+    fn swap(&self, host: &raw::Host, build: &mut Build) -> Result<Option<system::Swap>, Error> {
+        let Some(size) = &host.swap else {
+            return match &host.swap_io {
+                None => Ok(None),
+                Some(io) => {
+                    let cure = "add host.swap = \"SIZE\", or leave this out";
+                    Err(self.error(io.span(), "there is no swap partition to claim for", cure))
+                }
+            };
+        };
+        let size = self.pages(size)?;
+        build.disks.push(DiskPlan {
+            label: "swap".to_owned(),
+            size: size.bytes(),
+            image: DiskImage::Empty,
+            hostname: String::new(),
+            on: protocol::slots::SWAP_DISK,
+            parts: 1,
+        });
+        let io = self.io(host.swap_io.as_ref())?;
+        Ok(Name::try_from("swap").ok().map(|partition| system::Swap { partition, size, io }))
     }
 
     fn disk_model(&self, model: &Spanned<raw::DiskModel>) -> Result<system::DiskModel, Error> {
@@ -514,6 +523,11 @@ impl Reader<'_> {
                 "a machine has 1 to 4 disks",
                 "write a number from 1 to 4",
             ),
+            // Found where the table was read.
+            SystemError::Swap(rule) => {
+                let (what, cure) = io_rule(*rule);
+                self.error(host.swap_io.as_ref().map_or(0..0, Spanned::span), what, cure)
+            }
             SystemError::Malformed => self.error(0..0, "this cannot be encoded", "report a bug"),
         }
     }

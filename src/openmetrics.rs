@@ -172,13 +172,27 @@ fn vm_work(page: &mut Page, stats: &Stats) {
     }
 }
 
-/// Client, its VM's name and its disk's.
-fn clients(stats: &Stats) -> Vec<(&DiskClient, String, String)> {
+/// A client of a disk with the names it is labelled by.
+struct Named<'s> {
+    client: &'s DiskClient,
+    vm: String,
+    disk: String,
+}
+
+impl Named<'_> {
+    /// Its labels, and more behind them. A disk whose VM is in no group has no `group`.
+    fn labels<'l>(&'l self, more: &[(&'l str, &'l str)]) -> Vec<(&'l str, &'l str)> {
+        let group = self.client.group.as_deref().map(|group| ("group", group));
+        let own = [("vm", self.vm.as_str()), ("disk", self.disk.as_str())];
+        own.into_iter().chain(group).chain(more.iter().copied()).collect()
+    }
+}
+
+fn clients(stats: &Stats) -> Vec<Named<'_>> {
     let names = stats.disk_clients.iter().map(|client| {
         let vm = client.vm.and_then(|id| stats.vms.iter().find(|(vm, ..)| *vm == id));
         let vm = vm.map_or(String::new(), |(_, name, ..)| name.clone());
-        let disk = if client.vm.is_some() { disk_name(client) } else { client.partition.clone() };
-        (client, vm, disk)
+        Named { client, vm, disk: disk_name(client) }
     });
     names.collect()
 }
@@ -186,23 +200,23 @@ fn clients(stats: &Stats) -> Vec<(&DiskClient, String, String)> {
 fn disk_rates(page: &mut Page, stats: &Stats) {
     let clients = clients(stats);
     page.family("vm_disk_requests", Kind::Counter, "Requests completed.");
-    for (client, vm, disk) in &clients {
-        let c = &client.stats;
+    for named in &clients {
+        let c = &named.client.stats;
         for (op, count) in [("read", c.reads), ("write", c.writes), ("flush", c.flushes)] {
-            page.sample(&[("vm", vm), ("disk", disk), ("op", op)], count);
+            page.sample(&named.labels(&[("op", op)]), count);
         }
     }
     page.family("vm_disk_bytes", Kind::Counter, "Bytes moved.");
-    for (client, vm, disk) in &clients {
+    for named in &clients {
         for (op, count) in
-            [("read", client.stats.read_bytes), ("write", client.stats.written_bytes)]
+            [("read", named.client.stats.read_bytes), ("write", named.client.stats.written_bytes)]
         {
-            page.sample(&[("vm", vm), ("disk", disk), ("op", op)], count);
+            page.sample(&named.labels(&[("op", op)]), count);
         }
     }
     page.family("vm_disk_errors", Kind::Counter, "Requests completed with an error.");
-    for (client, vm, disk) in &clients {
-        page.sample(&[("vm", vm), ("disk", disk)], client.stats.errors);
+    for named in &clients {
+        page.sample(&named.labels(&[]), named.client.stats.errors);
     }
     latencies(page, &clients);
     type Quantiles = fn(&DiskClient) -> (Nanos, Nanos);
@@ -212,11 +226,10 @@ fn disk_rates(page: &mut Page, stats: &Stats) {
     ];
     for (name, help, quantiles) in times {
         page.family(&format!("vm_disk_{name}_seconds"), Kind::Summary, help);
-        for (client, vm, disk) in &clients {
-            let (p50, p99) = quantiles(client);
+        for named in &clients {
+            let (p50, p99) = quantiles(named.client);
             for (quantile, time) in [("0.5", p50), ("0.99", p99)] {
-                let labels = [("vm", vm.as_str()), ("disk", disk), ("quantile", quantile)];
-                page.sample(&labels, seconds(time));
+                page.sample(&named.labels(&[("quantile", quantile)]), seconds(time));
             }
         }
     }
@@ -225,30 +238,30 @@ fn disk_rates(page: &mut Page, stats: &Stats) {
         Kind::Counter,
         "Requests by the rule of the scheduler that let them go.",
     );
-    for (client, vm, disk) in &clients {
-        let c = &client.stats;
+    for named in &clients {
+        let c = &named.client.stats;
         for (phase, count) in [("reservation", c.by_reservation), ("weight", c.by_weight)] {
-            page.sample(&[("vm", vm), ("disk", disk), ("phase", phase)], count);
+            page.sample(&named.labels(&[("phase", phase)]), count);
         }
     }
 }
 
-fn latencies(page: &mut Page, clients: &[(&DiskClient, String, String)]) {
+fn latencies(page: &mut Page, clients: &[Named<'_>]) {
     let help = "From the doorbell to completion.";
     page.family("vm_disk_latency_seconds", Kind::Histogram, help);
-    for (client, vm, disk) in clients {
+    for named in clients {
         let mut sum = 0;
-        for (at, count) in client.stats.latency_counts.iter().enumerate() {
+        for (at, count) in named.client.stats.latency_counts.iter().enumerate() {
             sum += u64::from(*count);
             let bound = LATENCY_BOUNDS.get(at).map_or("+Inf".to_owned(), |bound| {
                 let seconds = seconds(*bound);
                 if seconds.fract() == 0.0 { format!("{seconds:.1}") } else { seconds.to_string() }
             });
-            page.sample_of("_bucket", &[("vm", vm), ("disk", disk), ("le", &bound)], sum);
+            page.sample_of("_bucket", &named.labels(&[("le", &bound)]), sum);
         }
-        page.sample_of("_count", &[("vm", vm), ("disk", disk)], sum);
-        let total = seconds(client.stats.latency_sum);
-        page.sample_of("_sum", &[("vm", vm), ("disk", disk)], total);
+        page.sample_of("_count", &named.labels(&[]), sum);
+        let total = seconds(named.client.stats.latency_sum);
+        page.sample_of("_sum", &named.labels(&[]), total);
     }
 }
 
@@ -274,8 +287,8 @@ fn disk_claims(page: &mut Page, stats: &Stats) {
     ];
     for (name, help, part) in parts {
         page.family(name, Kind::Gauge, help);
-        for (client, vm, disk) in &clients {
-            page.sample(&[("vm", vm), ("disk", disk)], part(client));
+        for named in &clients {
+            page.sample(&named.labels(&[]), part(named.client));
         }
     }
     if stats.disks.is_empty() {

@@ -114,6 +114,8 @@ pub struct DiskClient {
     pub disk: u8,
     /// Name of the partition.
     pub partition: String,
+    /// Name of the group whose claim it counts against too, if its VM is in one.
+    pub group: Option<String>,
     /// Its claim.
     pub control: protocol::system::IoControl,
     /// Its figures.
@@ -141,9 +143,18 @@ impl From<Row<'_>> for Line {
             Row::Term { server, vm, name, value, unit } => {
                 Self::Term { server, vm, name: name.to_owned(), value, unit }
             }
-            Row::DiskClient { vm, disk, partition, control, stats, part, on } => {
-                let partition = partition.to_owned();
-                Self::DiskClient(DiskClient { vm, disk, partition, control, stats, part, on })
+            Row::DiskClient { vm, disk, partition, group, control, stats, part, on } => {
+                let (partition, group) = (partition.to_owned(), group.map(str::to_owned));
+                Self::DiskClient(DiskClient {
+                    vm,
+                    disk,
+                    partition,
+                    group,
+                    control,
+                    stats,
+                    part,
+                    on,
+                })
             }
             Row::Disk { disk, stats } => Self::Disk { disk, stats },
         }

@@ -13,7 +13,7 @@ use crate::units::{DiskId, Gfn, Nanos, Pages, VmId};
 use serde::{Deserialize, Serialize};
 
 /// Version spoken here; the first frame from the target carries it.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Longest frame in bytes, its closing zero included.
 pub const FRAME_MAX: usize = 2048;
 /// Most console or log bytes in one frame: leaves room for the variant and the COBS codes.
@@ -162,6 +162,8 @@ pub enum Request {
     },
     /// Another policy for the disk.
     IoPolicy(crate::io::Policy),
+    /// Changes the disk claim of the swap partition.
+    SwapIo(system::IoChange),
     /// For each disk of the machine one `Row::DiskClient` for each of its clients, then one `Row::Disk`.
     Disks,
 }
@@ -442,6 +444,8 @@ pub enum Row<'a> {
         disk: u8,
         /// Name of the partition.
         partition: &'a str,
+        /// Name of the group whose claim it counts against too, if its VM is in one.
+        group: Option<&'a str>,
         /// Its claim.
         control: system::IoControl,
         /// Its figures.

@@ -295,6 +295,8 @@ pub struct Swap {
     pub partition: Name,
     /// Its size.
     pub size: Pages,
+    /// Its claim on the disk, as a virtual disk's.
+    pub io: IoControl,
 }
 
 /// The whole system.
@@ -361,6 +363,8 @@ pub enum SystemError {
     DiskModel,
     /// `disks` is outside 1..=[`MACHINE_DISKS_MAX`].
     Disks,
+    /// The claim of the swap partition breaks a rule.
+    Swap(VmRule),
 }
 
 /// The rules of one VM.
@@ -488,7 +492,8 @@ impl System {
         if self.disk_model.as_ref().is_some_and(|model| !model.is_sound()) {
             return Err(SystemError::DiskModel);
         }
-        Ok(())
+        let swap = self.memory_policy.swap.as_ref();
+        swap.map_or(Ok(()), |swap| swap.io.check()).map_err(SystemError::Swap)
     }
 
     /// Sum of the reservations and overheads of the VMs that start at boot.

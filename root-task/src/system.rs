@@ -215,6 +215,10 @@ enum IoWait {
         id: u32,
         policy: Policy,
     },
+    Swap {
+        id: u32,
+        control: IoControl,
+    },
     Client {
         id: u32,
         client: u16,
@@ -287,9 +291,7 @@ impl Supervisor {
             groups: system.groups.clone(),
             io_policy: system.io_policy,
             clients: [None; MAX_CLIENTS],
-            swap: swap::Swap::new(
-                system.memory_policy.swap.as_ref().map(|swap| swap.partition.clone()),
-            ),
+            swap: swap::Swap::new(system.memory_policy.swap.clone()),
             has_booted: false,
             mem_commands: Deque::new(),
             mem_waits: Deque::new(),
@@ -331,17 +333,21 @@ impl Supervisor {
     pub fn client(&self, client: u16) -> Option<ClientInfo<'_>> {
         if client == SWAP_CLIENT {
             let partition = self.swap.served()?.as_str();
-            let (disk, part, io) = (0, (0, 1), IoControl::default());
-            return Some(ClientInfo { vm: None, disk, part, on: SWAP_DISK, partition, io });
+            let (disk, part, io) = (0, (0, 1), self.swap.claim());
+            let (vm, group, on) = (None, None, SWAP_DISK);
+            return Some(ClientInfo { vm, disk, part, on, partition, group, io });
         }
         let entry = self.clients.get(usize::from(client))?.as_ref()?;
-        let disk = self.config(entry.vm)?.disks.get(usize::from(entry.disk))?;
+        let config = self.config(entry.vm)?;
+        let disk = config.disks.get(usize::from(entry.disk))?;
+        let group = config.group.and_then(|group| self.groups.get(usize::from(group)));
         Some(ClientInfo {
             vm: Some(entry.vm),
             disk: entry.disk,
             part: (entry.part, disk.parts),
             on: entry.on,
             partition: &disk.partition,
+            group: group.map(|group| group.name.as_str()),
             io: disk.io,
         })
     }
@@ -685,6 +691,7 @@ impl IoWait {
             Self::Control { id, .. }
             | Self::Group { id, .. }
             | Self::Policy { id, .. }
+            | Self::Swap { id, .. }
             | Self::Client { id, .. }
             | Self::Disk(id) => Some(id),
             Self::Undo => None,
@@ -710,6 +717,8 @@ pub struct ClientInfo<'s> {
     pub on: DiskId,
     /// The partition's label.
     pub partition: &'s str,
+    /// The group of its VM.
+    pub group: Option<&'s str>,
     /// The virtual disk's claim.
     pub io: IoControl,
 }

@@ -106,6 +106,8 @@ pub struct Host {
     pub large_pages: Option<bool>,
     /// Size of the swap partition.
     pub swap: Option<Spanned<Size>>,
+    /// Claim of the swap partition on the disk.
+    pub swap_io: Option<Spanned<Io>>,
 }
 
 /// A modelled disk: `"hp-97560"`, or a table such as `{ array = { iops = 1600 } }`.

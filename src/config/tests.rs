@@ -2,6 +2,7 @@
 
 use super::Config;
 use crate::error::Error;
+use protocol::system::IoControl;
 use std::path::Path;
 
 const GOOD: &str = r#"
@@ -83,6 +84,35 @@ fn each_rule_has_its_place() {
         let text = spoilt(from, to);
         assert!(text.contains(words), "{to}: {text}");
         assert!(text.contains(&format!("test.toml:{line}:")), "{to}: {text}");
+    }
+}
+
+#[test]
+fn swap_has_a_claim_of_its_own() {
+    let with =
+        |lines: &str| GOOD.replace("memory = \"512M\"", &format!("memory = \"512M\"\n{lines}"));
+    let io = |lines: &str| {
+        let config = Config::parse(&with(lines), Path::new("systems/test.toml")).unwrap();
+        config.system.memory_policy.swap.unwrap().io
+    };
+    assert_eq!(io("swap = \"64M\""), IoControl::default());
+    let claimed =
+        "swap = \"64M\"\nswap_io = { reservation = 40, shares = \"low\", limit_bytes = \"20M\" }";
+    let (reservation, limit_bytes) = (40, Some(20 << 20));
+    let wanted = IoControl { reservation, limit_bytes, shares: 500, ..IoControl::default() };
+    assert_eq!(io(claimed), wanted);
+    for (claim, words) in [
+        ("swap_io = { limit = 10 }", "no swap partition to claim for"),
+        ("swap = \"64M\"\nswap_io = { reservation = 9, limit = 3 }", "above the limit"),
+        ("swap = \"64M\"\nswap_io = { shares = 0 }", "shares are between"),
+        ("swap = \"64M\"\nswap_io = { burst = 300 }", "at most 256 requests"),
+        ("swap = \"64M\"\nswap_io = { limit_bytes = \"3 apples\" }", "no size"),
+        ("swap = \"64M\"\nswap_io = { limits = 3 }", "unknown field"),
+    ] {
+        let text = complaint(&with(claim));
+        let line = 3 + claim.lines().count();
+        let has_place = text.contains(&format!("test.toml:{line}:")) && text.contains("cure:");
+        assert!(text.contains(words) && has_place, "{claim}: {text}");
     }
 }
 

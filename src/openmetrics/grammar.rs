@@ -146,6 +146,7 @@ fn full() -> Stats {
             vm: Some(vm),
             disk: 0,
             partition,
+            group: (id == 1).then(|| "tenant \"a\"".to_owned()),
             control,
             stats,
             part: (0, 1),
@@ -157,6 +158,7 @@ fn full() -> Stats {
             vm: Some(VmId(0)),
             disk: 1,
             partition: "wide".to_owned(),
+            group: None,
             control: IoControl::default(),
             stats: ClientStats::default(),
             part: (part, 2),
@@ -167,6 +169,7 @@ fn full() -> Stats {
         vm: None,
         disk: 0,
         partition: "swap".to_owned(),
+        group: None,
         control: IoControl::default(),
         stats: ClientStats::default(),
         part: (0, 1),
@@ -213,12 +216,17 @@ fn the_text_keeps_the_grammar() {
         "ballast_io_phase_total{vm=\"\",disk=\"swap\",phase=\"weight\"} 0\n",
         "ballast_server_restarts_total{server=\"io-sched-server\"} 0\n",
         "ballast_io_shares{vm=\"web\",disk=\"disk1.1\"} 1000\n",
+        "ballast_io_shares{vm=\"odd \\\"name\\\"\\\\\",disk=\"disk0\",group=\"tenant \\\"a\\\"\"} 1000\n",
         "ballast_io_reserved_rate{on=\"1\"} 0\n",
         "ballast_term_server_bytes{server=\"root-task\",vm=\"web\"} 3\n",
         "vm=\"odd \\\"name\\\"\\\\\"",
     ] {
         assert!(text.contains(wanted), "{wanted}\n{text}");
     }
+    // No group, no label; and the group is on every family of a disk.
+    assert!(!text.contains("vm=\"web\",disk=\"disk0\",group"), "{text}");
+    let of_disks = |line: &&str| line.contains("vm=\"odd") && line.contains("disk=\"disk0\"");
+    assert!(text.lines().filter(of_disks).all(|line| line.contains("group=\"tenant")), "{text}");
 }
 
 #[test]

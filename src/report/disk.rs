@@ -50,9 +50,10 @@ fn lead_millis(lead: Option<i64>) -> String {
     lead.map_or_else(|| "-".to_owned(), |nanos| format!("{:.1}", nanos as f64 / 1e6))
 }
 
-/// Name of a virtual disk within its VM, with the part if it has several.
+/// Name of a virtual disk within its VM, with the part if it has several; of a server's own partition, that.
 pub fn disk_name(client: &DiskClient) -> String {
     match client.part {
+        _ if client.vm.is_none() => client.partition.clone(),
         (part, parts) if parts > 1 => format!("disk{}.{part}", client.disk),
         _ => format!("disk{}", client.disk),
     }
@@ -61,7 +62,7 @@ pub fn disk_name(client: &DiskClient) -> String {
 fn label(client: &DiskClient, vm_name: Option<&str>) -> String {
     match vm_name {
         Some(name) => format!("{name}/{}", disk_name(client)),
-        None => client.partition.clone(),
+        None => disk_name(client),
     }
 }
 
@@ -198,8 +199,9 @@ pub fn explain(lines: &[Line]) -> String {
 
 fn explain_client(client: &DiskClient) -> String {
     let (stats, control) = (&client.stats, &client.control);
+    let group = client.group.as_ref().map_or(String::new(), |group| format!(", group {group}"));
     format!(
-        "{} ({} on disk {}): {} waiting, {} in the device: {}\n  \
+        "{} ({} on disk {}{group}): {} waiting, {} in the device: {}\n  \
          reservation {}/s {} B/s, limit {}/s {} B/s, shares {}, burst {}\n  \
          served by reservation {}, by shares {}; ahead of its clocks: reservation {} ms, limit {} \
          ms, shares {:.1} requests\n",
@@ -225,7 +227,7 @@ fn explain_client(client: &DiskClient) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Stats, explain};
+    use super::{Stats, Value, explain};
     use crate::session::{DiskClient, Line};
     use protocol::io::{ClientStats, DiskStats, Lead, WaitsFor};
     use protocol::link::{MachineStats, VmState};
@@ -248,6 +250,7 @@ mod tests {
             vm: Some(vm),
             disk: 0,
             partition: "web".to_owned(),
+            group: Some("tenant".to_owned()),
             control,
             stats,
             part: (0, 1),
@@ -287,8 +290,32 @@ mod tests {
     fn the_reason_is_a_sentence() {
         let text = explain(&lines(1, 8));
         assert!(text.contains("its group's limit"), "{text}");
+        assert!(text.contains("disk0 (web on disk 0, group tenant):"), "{text}");
         assert!(text.contains("not learnt yet"), "{text}");
         assert!(!explain(&[]).contains("disk"));
+    }
+
+    #[test]
+    fn swap_is_named_after_its_partition_with_its_claim() {
+        let mut lines = lines(1, 8).to_vec();
+        let Line::DiskClient(client) = &mut lines[2] else { panic!("the client's place") };
+        (client.vm, client.group, client.partition) = (None, None, "swap".to_owned());
+        let text = explain(&lines);
+        assert!(text.contains("swap (swap on disk 0):") && text.contains("reservation 20/s"));
+        let json = Stats::from_lines(&lines).json();
+        let of_swap = &json["disk"]["clients"]["swap"];
+        assert_eq!(
+            (&of_swap["control"]["reservation"], &of_swap["group"]),
+            (&20.into(), &Value::Null)
+        );
+        let table = Stats::from_lines(&lines).top_disk(None);
+        assert!(table.lines().any(|line| line.starts_with("swap ")), "{table}");
+    }
+
+    #[test]
+    fn the_group_is_in_the_json() {
+        let json = Stats::from_lines(&lines(1, 8)).json();
+        assert_eq!(json["disk"]["clients"]["web/disk0"]["group"], "tenant");
     }
 
     #[test]
@@ -306,6 +333,6 @@ mod tests {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
         let text = explain(&lines);
-        assert!(text.contains("disk0.1 (web on disk 1)"), "{text}");
+        assert!(text.contains("disk0.1 (web on disk 1, group tenant)"), "{text}");
     }
 }

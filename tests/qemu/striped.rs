@@ -7,6 +7,7 @@ use ballast::machine::Clock;
 use ballast::report::Stats;
 use ballast::session::{Ask, Line, Session};
 use protocol::link::{Event, Request, ServerId};
+use protocol::system::IoChange;
 use protocol::units::{DiskId, VmId};
 use tests::guest::{HANG, Shell};
 use tests::runner::{Failure, Runner};
@@ -78,6 +79,33 @@ fn each_has_its_own_disk_alone(session: &Session) -> Result<(), Failure> {
     Err(format!("interrupts are held by {interrupts:?}"))
 }
 
+/// Claims are shown with the group they count against, and swap with its own, which changes while the system runs.
+fn groups_and_swap_are_shown(session: &Session) -> Result<(), Failure> {
+    let shown = || {
+        let lines = session.ask(Request::Disks).map_err(text)?;
+        let clients = Stats::from_lines(&lines).disk_clients.into_iter();
+        let rows = clients.map(|client| (client.vm, client.group, client.control.reservation));
+        Ok::<std::collections::HashSet<_>, Failure>(rows.collect())
+    };
+    let tenant = Some("tenant".to_owned());
+    let wanted = |swap| {
+        let narrow = (Some(VmId(1)), None, 0);
+        [(Some(WIDE), tenant.clone(), 0), narrow, (None, None, swap)].into_iter().collect()
+    };
+    let before = shown()?;
+    let change = IoChange { reservation: Some(70), ..IoChange::default() };
+    session.ask(Request::SwapIo(change)).map_err(text)?;
+    let after = shown()?;
+    let impossible = IoChange { reservation: Some(60), limit: Some(50), ..IoChange::default() };
+    if session.ask(Request::SwapIo(impossible)).is_ok() {
+        return Err("a reservation of swap above its limit was taken".to_owned());
+    }
+    if (&before, &after) == (&wanted(50), &wanted(70)) && shown()? == after {
+        return Ok(());
+    }
+    Err(format!("{before:?}, then {after:?}"))
+}
+
 /// Waits until `server` has been made anew `times` times.
 fn restarted(session: &Session, server: ServerId, times: usize) -> Result<(), Failure> {
     let is_it =
@@ -137,6 +165,9 @@ pub fn run(runner: &mut Runner) {
         .case("striped: nothing is lost when the servers of both parts are killed at once", || {
             survives(&session, &mut shell, &[(SERVERS[0], 1), (SERVERS[1], 2)])
         });
+    runner.case("striped: claims are shown with their group, and swap has one of its own", || {
+        groups_and_swap_are_shown(&session)
+    });
     runner.case("striped: each server has its own disk's interrupt and no ports", || {
         each_has_its_own_disk_alone(&session)
     });

@@ -194,6 +194,7 @@ pub fn disk_client(serial: &mut Serial, supervisor: &Supervisor, id: u32, client
         vm: info.vm,
         disk: info.disk,
         partition: info.partition,
+        group: info.group,
         control: info.io,
         stats: *supervisor.client_stats(),
         part: info.part,

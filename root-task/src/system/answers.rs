@@ -282,7 +282,7 @@ impl Supervisor {
             IoWait::Policy { policy, .. } => {
                 self.next_disk(disk).map(|on| (on, IoCommand::SetPolicy(policy), wait))
             }
-            IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => None,
+            IoWait::Swap { .. } | IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => None,
         };
         if let Some((on, command, wait)) = next {
             if let Some(Err(refusal)) = self.ask_io(on, command, wait, actions) {
@@ -303,6 +303,7 @@ impl Supervisor {
                 }
             }
             IoWait::Policy { policy, .. } => self.io_policy = policy,
+            IoWait::Swap { control, .. } => self.swap.set_claim(control),
             IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => {}
         }
         if let Some(id) = wait.id() {
@@ -338,7 +339,7 @@ impl Supervisor {
             IoWait::Policy { .. } => {
                 self.undo_before(disk, &IoCommand::SetPolicy(self.io_policy), actions);
             }
-            IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => {}
+            IoWait::Swap { .. } | IoWait::Client { .. } | IoWait::Disk(_) | IoWait::Undo => {}
         }
         if let Some(id) = wait.id() {
             done(actions, id, Err(refusal));

@@ -59,6 +59,7 @@ impl Supervisor {
                 let command = IoCommand::SetPolicy(policy);
                 self.ask_io(DiskId(0), command, IoWait::Policy { id, policy }, actions)
             }
+            Request::SwapIo(change) => self.host_set_swap(id, &change, actions),
             Request::Disks => self.host_disks(id, DiskId(0), actions),
             Request::Quit { code } => {
                 done(actions, id, Ok(()));
@@ -262,6 +263,23 @@ impl Supervisor {
         }
         let wait = IoWait::Group { id, group, control };
         self.ask_io(DiskId(0), IoCommand::SetGroup { group, control }, wait, actions)
+    }
+
+    fn host_set_swap(
+        &mut self,
+        id: u32,
+        change: &IoChange,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        if self.swap.served().is_none() {
+            return Some(Err(Refusal::Unknown));
+        }
+        let control = change.applied(&self.swap.claim());
+        if let Err(rule) = control.check() {
+            return Some(Err(Refusal::Rule(rule)));
+        }
+        let command = IoCommand::SetDisk { client: SWAP_CLIENT, control };
+        self.ask_io(SWAP_DISK, command, IoWait::Swap { id, control }, actions)
     }
 
     /// Asks the server of `on` for its figures; those of the next disk follow when it has answered.

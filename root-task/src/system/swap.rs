@@ -8,7 +8,7 @@ use protocol::link::ServerId;
 use protocol::mem::MemRequest;
 use protocol::root::{IoCommand, Text};
 use protocol::slots::{SWAP_CLIENT, SWAP_DISK};
-use protocol::system::{Disk, IoControl, Name};
+use protocol::system::{self, Disk, IoControl, Name};
 use protocol::units::{PAGE_SIZE, Pages};
 
 /// Bytes of a sector.
@@ -26,22 +26,33 @@ enum State {
 /// The swap partition.
 #[derive(Debug)]
 pub(super) struct Swap {
-    partition: Option<Name>,
+    /// Its partition with the present claim, if the system has one.
+    config: Option<system::Swap>,
     state: State,
     ring_paddr: u64,
 }
 
 impl Swap {
-    pub(super) const fn new(partition: Option<Name>) -> Self {
-        Self { partition, state: State::Absent, ring_paddr: 0 }
+    pub(super) const fn new(config: Option<system::Swap>) -> Self {
+        Self { config, state: State::Absent, ring_paddr: 0 }
+    }
+
+    /// Its claim on the disk.
+    pub(super) fn claim(&self) -> IoControl {
+        self.config.as_ref().map_or_else(IoControl::default, |config| config.io)
+    }
+
+    /// Notes a new claim.
+    pub(super) const fn set_claim(&mut self, io: IoControl) {
+        if let Some(config) = &mut self.config {
+            config.io = io;
+        }
     }
 
     /// Its partition, once the io-sched-server serves it.
-    pub(super) const fn served(&self) -> Option<&Name> {
-        match self.state {
-            State::Attached => self.partition.as_ref(),
-            _ => None,
-        }
+    pub(super) fn served(&self) -> Option<&Name> {
+        let is_served = self.state == State::Attached;
+        self.config.as_ref().filter(|_| is_served).map(|config| &config.partition)
     }
 
     /// There is a ring.
@@ -53,7 +64,7 @@ impl Swap {
 impl Supervisor {
     /// Begins to attach the swap partition. False if the system has none.
     pub(super) fn place_swap(&mut self, actions: &mut Actions) -> bool {
-        if self.swap.partition.is_none() {
+        if self.swap.config.is_none() {
             return false;
         }
         self.swap.state = State::Placing;
@@ -77,8 +88,7 @@ impl Supervisor {
     }
 
     fn queue_swap_attach(&mut self, actions: &mut Actions) {
-        let Some(partition) = self.swap.partition.clone() else { return };
-        let io = IoControl::default();
+        let Some(system::Swap { partition, io, .. }) = self.swap.config.clone() else { return };
         let disk = Disk { partition, read_only: false, io, on: SWAP_DISK, parts: 1 };
         let ring_paddr = self.swap.ring_paddr;
         let command = IoCommand::Attach { client: SWAP_CLIENT, disk, group: None, ring_paddr };

@@ -167,8 +167,11 @@ impl World {
                 Command::Io(IoCommand::Attach { client, .. }) if refuses => {
                     RootRequest::AttachFailed { client, why: Text::new() }
                 }
-                Command::Io(IoCommand::Attach { client, .. }) => {
+                Command::Io(IoCommand::Attach { client, disk, .. }) => {
                     self.attaches += 1;
+                    if client == SWAP_CLIENT {
+                        self.controls.insert(client, disk.io.reservation);
+                    }
                     RootRequest::Attached { client, sectors: 8 }
                 }
                 Command::Io(IoCommand::Detach { client }) => RootRequest::Detached { client },
@@ -469,8 +472,9 @@ fn a_vm_stopped_while_it_is_admitted_ends_well() {
 
 fn with_swap(vms: &[Vm]) -> World {
     let mut system = system(vms);
-    let swap = protocol::system::Swap { partition: name("swap"), size: Pages(0x8000) };
-    system.memory_policy.swap = Some(swap);
+    let (partition, size) = (name("swap"), Pages(0x8000));
+    let io = IoControl { reservation: 30, ..IoControl::default() };
+    system.memory_policy.swap = Some(protocol::system::Swap { partition, size, io });
     World { supervisor: Supervisor::new(&system), ..World::new(vms) }
 }
 
@@ -483,6 +487,39 @@ fn vms_start_when_the_mem_server_has_its_swap_partition() {
     world.run(|_, more| more.extend(actions));
     assert!(world.rings[usize::from(SWAP_CLIENT)] && world.alive[0]);
     assert!(world.has_event(Event::Ready));
+}
+
+#[test]
+fn the_claim_of_swap_is_the_descriptions_and_changes_when_the_server_agrees() {
+    let mut world = with_swap(&[vm("a", 0)]);
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    let shown = |world: &World| world.supervisor.client(SWAP_CLIENT).unwrap().io.reservation;
+    assert_eq!((world.controls.get(&SWAP_CLIENT), shown(&world)), (Some(&30), 30));
+    assert_eq!(world.host(1, Request::SwapIo(reservation(50))), Ok(()));
+    assert_eq!((world.controls.get(&SWAP_CLIENT), shown(&world)), (Some(&50), 50));
+    // A new server hears the present one.
+    let fault = FaultReport { label: 6, ip: 1, address: 2, code: 0 };
+    world.controls.clear();
+    world.run(|supervisor, actions| {
+        supervisor.fault(Client::Io(DiskId(0)), fault, Nanos(1), actions)
+    });
+    assert_eq!(world.controls.get(&SWAP_CLIENT), Some(&50));
+    world.io_refuses = true;
+    let refused = Err(Refusal::Disk { asked: 900, free: 7 });
+    assert_eq!(world.host(2, Request::SwapIo(reservation(900))), refused);
+    let broken = IoChange { shares: Some(0), ..IoChange::default() };
+    assert_eq!(world.host(3, Request::SwapIo(broken)), Err(Refusal::Rule(VmRule::Shares)));
+    assert_eq!(shown(&world), 50, "and nothing has changed");
+    let mut without = booted();
+    assert_eq!(without.host(4, Request::SwapIo(reservation(1))), Err(Refusal::Unknown));
+}
+
+#[test]
+fn a_disk_is_shown_with_the_group_of_its_vm() {
+    let mut world = with_swap(&[Vm { group: Some(0), ..vm("a", 1) }, vm("b", 1)]);
+    world.run(|supervisor, actions| supervisor.boot(actions));
+    let group = |client| world.supervisor.client(client).unwrap().group;
+    assert_eq!((group(0), group(1), group(SWAP_CLIENT)), (Some("web"), None, None));
 }
 
 #[test]
