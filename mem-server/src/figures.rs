@@ -21,6 +21,11 @@ impl Server<'_> {
         self.share.bytes()
     }
 
+    /// Slots of the swap area that nobody gets again.
+    pub fn bad_slots(&self) -> u64 {
+        u64::from(self.swap.bad())
+    }
+
     /// Machine-wide figures.
     pub fn machine_stats(&self) -> MachineStats {
         let private: u64 = self.vms.iter().flatten().map(|vm| vm.count(PageState::Private)).sum();

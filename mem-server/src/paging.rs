@@ -148,7 +148,11 @@ impl Server<'_> {
         }
         let Some((vm, index)) = transfer.page else {
             // Taken back or forgotten meanwhile: neither slot nor frame is needed.
-            self.swap.free(transfer.slot);
+            if transfer.out && !ok {
+                self.swap.write_failed(transfer.slot);
+            } else {
+                self.swap.free(transfer.slot);
+            }
             if let Some(frame) = transfer.frame {
                 self.ledger.free_frame(frame);
             }
@@ -159,12 +163,14 @@ impl Server<'_> {
         let gfn = self.vm(vm)?.memory.gfn_of(index);
         match (transfer.out, ok) {
             (true, true) => {
+                self.swap.written(transfer.slot);
                 self.change(vm, index, PageOp::SwappedOut, transfer.slot);
                 self.ledger.free_frame(frame);
                 None
             }
             (true, false) => {
-                // The slot stays taken so that it is not tried again. The page is still there.
+                // The page is still there.
+                self.swap.write_failed(transfer.slot);
                 self.change(vm, index, PageOp::SwapCancel, frame.0);
                 None
             }

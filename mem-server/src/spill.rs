@@ -125,10 +125,11 @@ impl Server<'_> {
     pub(crate) fn spill_done(&mut self, (vm, index): Owner, handle: u32, slot: u32, ok: bool) {
         let vm = VmId(u16::from(vm));
         if ok {
+            self.swap.written(slot);
             self.change(vm, index, PageOp::SwappedOut, slot);
             self.free_compressed(handle);
         } else {
-            // As with a private page, the slot stays taken.
+            self.swap.write_failed(slot);
             self.change(vm, index, PageOp::SpillCancel, handle);
         }
     }

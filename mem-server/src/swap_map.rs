@@ -12,6 +12,10 @@ pub struct SwapMap<'a> {
     hand: u32,
     /// Slots the disk could not read: they stay used.
     bad: heapless::Vec<u32, BAD_SLOTS>,
+    /// Slots whose last write failed.
+    suspects: heapless::Vec<u32, BAD_SLOTS>,
+    /// Slots whose last two writes failed: they stay used and are nobody's.
+    retired: u32,
 }
 
 impl<'a> SwapMap<'a> {
@@ -19,7 +23,15 @@ impl<'a> SwapMap<'a> {
     pub fn new(bits: &'a mut [u64], slots: u32) -> Self {
         bits.fill(0);
         let slots = slots.min(bits.len() as u32 * 64);
-        Self { bits, slots, used: 0, hand: 0, bad: heapless::Vec::new() }
+        Self {
+            bits,
+            slots,
+            used: 0,
+            hand: 0,
+            bad: heapless::Vec::new(),
+            suspects: heapless::Vec::new(),
+            retired: 0,
+        }
     }
 
     /// The area has `slots` slots, at most as many as there are bits; what was taken stays taken.
@@ -56,7 +68,32 @@ impl<'a> SwapMap<'a> {
         Some(slot)
     }
 
-    /// The disk failed at a slot in use: nobody gets it again, whoever gives it back. Past [`BAD_SLOTS`] it is forgotten.
+    /// Slots that nobody gets again.
+    pub fn bad(&self) -> u32 {
+        self.bad.len() as u32 + self.retired
+    }
+
+    /// A slot in use was written.
+    pub fn written(&mut self, slot: u32) {
+        if let Some(at) = self.suspects.iter().position(|suspect| *suspect == slot) {
+            self.suspects.swap_remove(at);
+        }
+    }
+
+    /// A slot in use was not written, and its page is elsewhere. It is free again and its turn comes after all others; if that write
+    /// fails too nobody gets it any more. So a disk that fails for a while costs no slots, and a bad sector costs two writes. With more
+    /// than [`BAD_SLOTS`] in doubt at once it is the disk that fails, and no more are noted.
+    pub fn write_failed(&mut self, slot: u32) {
+        if let Some(at) = self.suspects.iter().position(|suspect| *suspect == slot) {
+            self.suspects.swap_remove(at);
+            self.retired += 1;
+            return;
+        }
+        let _ = self.suspects.push(slot);
+        self.free(slot);
+    }
+
+    /// The disk could not read a slot in use: nobody gets it again, whoever gives it back. Past [`BAD_SLOTS`] it is forgotten.
     pub fn condemn(&mut self, slot: u32) {
         if !self.bad.contains(&slot) {
             let _ = self.bad.push(slot);
@@ -86,6 +123,52 @@ mod tests {
         map.free(7);
         map.free(7);
         assert_eq!((map.used(), map.take(), map.take()), (99, Some(7), None));
+    }
+
+    #[test]
+    fn a_slot_is_retired_when_it_is_not_written_twice() {
+        let mut bits = [0; 1];
+        let mut map = SwapMap::new(&mut bits, 4);
+        let write = |map: &mut SwapMap<'_>, bad: u32| {
+            let slot = map.take().unwrap();
+            if slot == bad {
+                map.write_failed(slot)
+            } else {
+                map.written(slot)
+            }
+            if slot != bad {
+                map.free(slot);
+            }
+            slot
+        };
+        // Its turn comes when all others have had theirs.
+        let given: Vec<u32> = (0..12).map(|_| write(&mut map, 2)).collect();
+        assert_eq!(given, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 3, 0]);
+        assert_eq!((map.used(), map.bad()), (1, 1));
+    }
+
+    #[test]
+    fn a_disk_that_failed_for_a_while_has_all_its_slots() {
+        let slots = 2 * BAD_SLOTS as u32;
+        let mut bits = [0; 2];
+        let mut map = SwapMap::new(&mut bits, slots);
+        for _ in 0..slots {
+            let slot = map.take().unwrap();
+            map.write_failed(slot);
+        }
+        assert_eq!((map.used(), map.bad()), (0, 0));
+        for _ in 0..2 {
+            for expected in 0..slots {
+                let slot = map.take().unwrap();
+                assert_eq!(slot, expected);
+                map.written(slot);
+                map.free(slot);
+            }
+        }
+        // What failed before and was written since is in doubt no more.
+        let slot = map.take().unwrap();
+        map.write_failed(slot);
+        assert_eq!((map.used(), map.bad()), (0, 0));
     }
 
     #[test]

@@ -296,6 +296,8 @@ pub enum MemCounter {
     SwappedIn,
     /// Pages that the swap partition did not take or give back.
     SwapErrors,
+    /// Slots of it that nobody gets again.
+    SwapBad,
     /// Bytes of capability slots that VMs use.
     CapabilityBytes,
     /// Bytes of the page states of admitted VMs.

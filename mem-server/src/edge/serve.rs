@@ -240,6 +240,7 @@ impl State {
         publish(mem_counter(MemCounter::Spilled), counters.spilled);
         publish(mem_counter(MemCounter::SwappedIn), counters.swapped_in);
         publish(mem_counter(MemCounter::SwapErrors), counters.swap_errors);
+        publish(mem_counter(MemCounter::SwapBad), self.server.bad_slots());
         publish(mem_counter(MemCounter::CapabilityBytes), self.spaces.capability_bytes());
         publish(mem_counter(MemCounter::StateBytes), self.server.state_bytes());
         publish(mem_counter(MemCounter::SharingBytes), self.server.sharing_bytes() as u64);

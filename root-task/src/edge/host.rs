@@ -171,6 +171,7 @@ pub fn machine(serial: &mut Serial, id: u32, memory: Pages, kernel_memory: Pages
         ("memory.spilled", MemCounter::Spilled, Unit::Count),
         ("memory.swapped_in", MemCounter::SwappedIn, Unit::Count),
         ("memory.swap_errors", MemCounter::SwapErrors, Unit::Pages),
+        ("memory.swap_bad", MemCounter::SwapBad, Unit::Pages),
         ("memory.capability_bytes", MemCounter::CapabilityBytes, Unit::Bytes),
         ("memory.state_bytes", MemCounter::StateBytes, Unit::Bytes),
         ("memory.sharing_bytes", MemCounter::SharingBytes, Unit::Bytes),
