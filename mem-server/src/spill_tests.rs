@@ -117,41 +117,35 @@ fn a_page_touched_on_its_way_comes_from_the_pool() {
 
 #[test]
 fn a_vm_that_ends_with_pages_on_their_way_leaves_nothing() {
-    for resets in [false, true] {
-        let mut world = World::with_pool(6, 64, POOL, swapping());
-        world.admit(1, 2, Sharing::None);
-        world.write(1, 0, 77);
-        world.server.reclaim_page(VmId(1), 0, &mut world.machine);
-        let (free, held) = (world.server.free(), world.server.held());
-        world.admit(0, 4, Sharing::None);
-        for index in 0..4 * POOL as u32 - 1 {
-            world.write(0, index, u64::from(index) + 1);
-            world.server.reclaim_page(VmId(0), index, &mut world.machine);
-        }
-        assert!(write_back(&mut world) > 0);
-        // One is taken back before.
-        let moving = (0..).find(|page| world.state(0, *page) == PageState::InFlight).unwrap();
-        world.read(0, moving);
-        if resets {
-            world.server.reset(VmId(0), &mut world.machine);
-        } else {
-            world.server.release_vm(VmId(0), &mut world.machine);
-        }
-        world.oracle.retain(|(vm, _), _| *vm == 1);
-        // The other VM's page shares a frame with those.
-        loop {
-            world.check();
-            if !world.disk(false) {
-                break;
-            }
-        }
-        // The other's page may have moved on, and its frame with it.
-        let moved = u64::from(world.state(1, 0) == PageState::Swapped);
-        assert_eq!((world.server.free(), world.server.held()), (free + moved, held));
-        assert_eq!(world.server.machine_stats().swap_used, moved);
-        world.read_all();
-        assert_eq!(world.server.machine_stats().swap_used, 0);
+    let mut world = World::with_pool(6, 64, POOL, swapping());
+    world.admit(1, 2, Sharing::None);
+    world.write(1, 0, 77);
+    world.server.reclaim_page(VmId(1), 0, &mut world.machine);
+    let (free, held) = (world.server.free(), world.server.held());
+    world.admit(0, 4, Sharing::None);
+    for index in 0..4 * POOL as u32 - 1 {
+        world.write(0, index, u64::from(index) + 1);
+        world.server.reclaim_page(VmId(0), index, &mut world.machine);
     }
+    assert!(write_back(&mut world) > 0);
+    // One is taken back before.
+    let moving = (0..).find(|page| world.state(0, *page) == PageState::InFlight).unwrap();
+    world.read(0, moving);
+    world.server.release_vm(VmId(0), &mut world.machine);
+    world.oracle.retain(|(vm, _), _| *vm == 1);
+    // The other VM's page shares a frame with those.
+    loop {
+        world.check();
+        if !world.disk(false) {
+            break;
+        }
+    }
+    // The other's page may have moved on, and its frame with it.
+    let moved = u64::from(world.state(1, 0) == PageState::Swapped);
+    assert_eq!((world.server.free(), world.server.held()), (free + moved, held));
+    assert_eq!(world.server.machine_stats().swap_used, moved);
+    world.read_all();
+    assert_eq!(world.server.machine_stats().swap_used, 0);
 }
 
 #[test]
