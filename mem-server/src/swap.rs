@@ -1,8 +1,8 @@
 //! The swap partition as a client of the io-sched-server: pages out in clusters, pages in one by one.
 //!
 //! Writes to neighbouring slots are gathered into one request until [`Queue::flush`]; reads go at once. A request of several pages that
-//! fails is done again page by page, so that a bad sector costs one slot. Every page passes through a data page of the ring, so the
-//! device never touches a guest's frame.
+//! fails is done again page by page, so that a bad sector costs one slot; one that the device never gave back is not, for its place in
+//! the ring must not change. Every page passes through a data page of the ring, so the device never touches a guest's frame.
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
@@ -195,9 +195,10 @@ impl Queue {
         loop {
             let done = self.client.poll(words)?;
             let ok = done.status == BlkStatus::Ok;
+            let is_lost = self.client.is_lost(done.slot);
             let (finished, pages) = match core::mem::take(&mut self.jobs[usize::from(done.slot)]) {
                 Job::None => (None, 1),
-                Job::Write { first, transfers } if !ok && transfers.len() > 1 => {
+                Job::Write { first, transfers } if !ok && !is_lost && transfers.len() > 1 => {
                     self.submit_singly(words, done.slot, (first, transfers, 0));
                     continue;
                 }
@@ -208,9 +209,10 @@ impl Queue {
                 }
                 Job::Singly { first, transfers, at } => {
                     let pages = transfers.len();
-                    let one = transfers.get(at).copied().into_iter().collect();
-                    let finished = Some(Finished::Written { transfers: one, ok });
-                    if at + 1 < pages {
+                    let end = if is_lost { pages } else { at + 1 };
+                    let ended = transfers.get(at..end).unwrap_or(&[]).iter().copied().collect();
+                    let finished = Some(Finished::Written { transfers: ended, ok });
+                    if end < pages {
                         self.submit_singly(words, done.slot, (first, transfers, at + 1));
                         return finished;
                     }
@@ -226,10 +228,13 @@ impl Queue {
                     (Some(Finished::Read { transfer, frame, ok: page.is_some() }), 1)
                 }
             };
-            // Nothing of one VM's stays where another's comes next.
-            let at = self.client.data_offset(done.slot) / 8;
-            for word in words.get(at..at + pages * PAGE_WORDS).unwrap_or(&[]) {
-                word.store(0, Relaxed);
+            // Nothing of one VM's stays where another's comes next: a lost request's place stays its own (see `BlkClient`), and the
+            // device may still write from there.
+            if !is_lost {
+                let at = self.client.data_offset(done.slot) / 8;
+                for word in words.get(at..at + pages * PAGE_WORDS).unwrap_or(&[]) {
+                    word.store(0, Relaxed);
+                }
             }
             self.client.release(words, done.slot);
             return finished;
@@ -317,6 +322,54 @@ mod tests {
         // What it held is free again.
         let taken = (0..1000).take_while(|at| queue.write(&words, *at, 2 * at, fill(1))).count();
         assert!(taken >= 12, "{taken}");
+    }
+
+    /// The device may still read the pages of a lost write: they neither change nor are they written again from there.
+    #[test]
+    fn a_lost_write_fails_whole_and_its_bytes_stay() {
+        let words = ring();
+        let mut disk = BlkServer::attach(&words).unwrap();
+        let mut queue = Queue::attach(&words).unwrap();
+        for slot in 20..23 {
+            assert!(queue.write(&words, slot + 100, slot, fill(slot.into())));
+        }
+        queue.flush(&words);
+        let (slot, request) = disk.next(&words).unwrap().unwrap();
+        disk.complete(&words, slot, BlkStatus::Timeout, Phase::Weight);
+        let transfers = [120, 121, 122].into_iter().collect();
+        assert_eq!(queue.poll(&words, nothing), Some(Finished::Written { transfers, ok: false }));
+        assert!(!queue.flush(&words), "nothing more is asked of the disk");
+        let bytes =
+            |page: usize| words[request.data_offset() / 8 + page * PAGE_WORDS].load(Relaxed);
+        assert_eq!([0, 1, 2].map(bytes), [20, 21, 22]);
+        // The next server has reset the device.
+        let mut disk = BlkServer::attach(&words).unwrap();
+        assert_eq!((queue.poll(&words, nothing), disk.next(&words)), (None, Ok(None)));
+        assert_eq!([0, 1, 2].map(bytes), [0; 3]);
+    }
+
+    #[test]
+    fn a_page_lost_on_its_way_alone_takes_those_behind_it_along() {
+        let words = ring();
+        let mut disk = BlkServer::attach(&words).unwrap();
+        let mut queue = Queue::attach(&words).unwrap();
+        for slot in 20..24 {
+            assert!(queue.write(&words, slot, slot, fill(slot.into())));
+        }
+        let answers = [BlkStatus::DeviceError, BlkStatus::Ok, BlkStatus::Timeout];
+        let mut results = Vec::new();
+        for status in answers {
+            queue.flush(&words);
+            let (slot, _) = disk.next(&words).unwrap().unwrap();
+            disk.complete(&words, slot, status, Phase::Weight);
+            results.extend(queue.poll(&words, nothing));
+        }
+        let written = |transfers: &[u32], ok| Finished::Written {
+            transfers: transfers.iter().copied().collect(),
+            ok,
+        };
+        assert_eq!(results, [written(&[20], true), written(&[21, 22, 23], false)]);
+        assert!(!queue.flush(&words) && queue.writes == 0);
     }
 
     #[test]

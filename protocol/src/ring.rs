@@ -145,7 +145,7 @@ pub enum BlkStatus {
     Unsupported,
     /// The disk is attached read-only.
     ReadOnly,
-    /// The device did not answer in time.
+    /// The device did not answer in time, and may still read or write the data.
     Timeout,
     /// The entry in the ring was not a request.
     Malformed,
@@ -304,6 +304,8 @@ fn decode_slot(words: &[AtomicU64], slot: u8) -> Option<BlkRequest> {
 /// The serving side of a [block ring](BLK_SLOTS): what the io-sched-server keeps outside the client's reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlkServer {
+    /// Number of this server among those that served the ring; its answers carry the lower half.
+    generation: u64,
     taken: u64,
     completed: u64,
     /// Slots whose request is in work here.
@@ -328,8 +330,10 @@ impl BlkServer {
                 recovered |= 1 << slot;
             }
         }
-        store(words, at::GENERATION, load(words, at::GENERATION).wrapping_add(1));
+        let generation = load(words, at::GENERATION).wrapping_add(1);
+        store(words, at::GENERATION, generation);
         Ok(Self {
+            generation,
             taken,
             completed: load(words, at::COMPLETED),
             busy: 0,
@@ -401,7 +405,8 @@ impl BlkServer {
             Phase::Reservation => 1,
             Phase::Weight => 0,
         };
-        store(words, slot_word(slot, 4), STATE_DONE | status.code() << 8 | served << 16);
+        let state = STATE_DONE | status.code() << 8 | served << 16 | self.generation << 32;
+        store(words, slot_word(slot, 4), state);
         let entry = u64::from(slot);
         store(words, at::COMPLETION + ring_index(self.completed), entry);
         self.completed = self.completed.wrapping_add(1);
@@ -438,6 +443,10 @@ pub struct BlkClient {
     waiting: u64,
     /// After a restart of the server: slots to look at besides the completion ring.
     rescan: u64,
+    /// Slots whose request the present server's device has not given back ([`BlkStatus::Timeout`]).
+    lost: u64,
+    /// Those of them that were released: they stay taken as long as that device may touch their data.
+    held: u64,
     pages: [u64; BLK_DATA_PAGES.div_ceil(64)],
     ranges: [(u16, u16); BLK_SLOTS],
 }
@@ -458,6 +467,8 @@ impl BlkClient {
             used: 0,
             waiting: 0,
             rescan: 0,
+            lost: 0,
+            held: 0,
             pages: [0; BLK_DATA_PAGES.div_ceil(64)],
             ranges: [(0, 0); BLK_SLOTS],
         })
@@ -533,9 +544,7 @@ impl BlkClient {
     pub fn poll(&mut self, words: &[AtomicU64]) -> Option<BlkCompletion> {
         let generation = load(words, at::GENERATION);
         if generation != self.generation {
-            // A server died between answering a slot and announcing it, perhaps: look at all of them once.
-            self.generation = generation;
-            self.rescan = self.waiting;
+            self.server_changed(words, generation);
         }
         while self.rescan != 0 {
             let slot = self.rescan.trailing_zeros() as u8;
@@ -563,6 +572,27 @@ impl BlkClient {
         None
     }
 
+    /// Another server serves the ring, and has reset the device before.
+    #[cold]
+    fn server_changed(&mut self, words: &[AtomicU64], generation: u64) {
+        self.generation = generation;
+        // The old one died between answering a slot and announcing it, perhaps: look at all of them once.
+        self.rescan = self.waiting;
+        self.lost = 0;
+        let mut held = core::mem::take(&mut self.held);
+        while held != 0 {
+            let slot = held.trailing_zeros() as u8;
+            held &= held - 1;
+            // What the device read too late belongs to nobody.
+            let (first, count) = self.ranges[usize::from(slot)];
+            let data = (BLK_CONTROL_BYTES + usize::from(first) * 4096) / WORD;
+            for word in words.iter().skip(data).take(usize::from(count) * 4096 / WORD) {
+                word.store(0, Ordering::Relaxed);
+            }
+            self.free(words, slot);
+        }
+    }
+
     fn take_done(&mut self, words: &[AtomicU64], slot: u8) -> Option<BlkCompletion> {
         if usize::from(slot) >= BLK_SLOTS || self.waiting >> slot & 1 == 0 {
             return None;
@@ -573,7 +603,12 @@ impl BlkClient {
         }
         self.waiting &= !(1 << slot);
         let phase = if state >> 16 & 1 == 1 { Phase::Reservation } else { Phase::Weight };
-        Some(BlkCompletion { slot, status: BlkStatus::from_code(state >> 8 & 0xff), phase })
+        let status = BlkStatus::from_code(state >> 8 & 0xff);
+        // Not if a server says so that is gone: its device has been reset since.
+        if status == BlkStatus::Timeout && state >> 32 == self.generation & u64::from(u32::MAX) {
+            self.lost |= 1 << slot;
+        }
+        Some(BlkCompletion { slot, status, phase })
     }
 
     /// Byte offset of a slot's data in the shared area.
@@ -581,8 +616,23 @@ impl BlkClient {
         BLK_CONTROL_BYTES + usize::from(self.ranges[usize::from(slot) % BLK_SLOTS].0) * 4096
     }
 
-    /// Gives a slot and its data pages back.
+    /// Whether the device may still read or write the data of a slot whose request has ended.
+    #[inline]
+    pub const fn is_lost(&self, slot: u8) -> bool {
+        self.lost >> (slot % BLK_SLOTS as u8) & 1 == 1
+    }
+
+    /// Gives a slot and its data pages back. After [`BlkStatus::Timeout`] they stay taken until another server serves the
+    /// ring, for the device may still read or write them.
     pub fn release(&mut self, words: &[AtomicU64], slot: u8) {
+        if self.is_lost(slot) {
+            self.held |= 1 << slot;
+            return;
+        }
+        self.free(words, slot);
+    }
+
+    fn free(&mut self, words: &[AtomicU64], slot: u8) {
         let (first, count) = core::mem::take(&mut self.ranges[usize::from(slot) % BLK_SLOTS]);
         for page in usize::from(first)..usize::from(first) + usize::from(count) {
             self.pages[page / 64] &= !(1 << (page % 64));
@@ -779,7 +829,8 @@ mod tests {
                     },
                     4 => {
                         let _ = server.next(&words);
-                        server.complete(&words, (value % BLK_SLOTS as u64) as u8, BlkStatus::Ok, Phase::Weight);
+                        let status = if at % 3 == 0 { BlkStatus::Timeout } else { BlkStatus::Ok };
+                        server.complete(&words, (value % BLK_SLOTS as u64) as u8, status, Phase::Weight);
                     }
                     // Words of the rings and slots, by small and by wild values.
                     5 => store(&words, at % words.len(), value % 70),
@@ -870,6 +921,75 @@ mod tests {
         let mut new = BlkServer::attach(&words).unwrap();
         assert_eq!(new.next(&words), Ok(None));
         assert_eq!(client.poll(&words).map(|d| d.slot), Some(slot));
+    }
+
+    /// The device may still write what it was asked to read: neither slot nor data pages are anybody else's until it is reset.
+    #[test]
+    fn a_lost_request_keeps_its_slot_and_its_data_until_the_next_server() {
+        let (words, mut client, mut server) = blk();
+        let lost = submit(&words, &mut client, 9, 8192);
+        let range = client.data_offset(lost)..client.data_offset(lost) + 8192;
+        server.next(&words).unwrap().unwrap();
+        server.complete(&words, lost, BlkStatus::Timeout, Phase::Weight);
+        assert_eq!(client.poll(&words).map(|done| done.status), Some(BlkStatus::Timeout));
+        client.release(&words, lost);
+        assert_eq!(client.waiting(), 0);
+        let mut others = Vec::new();
+        while let Ok((slot, offset)) = client.reserve(4096) {
+            assert!(slot != lost && !range.contains(&offset), "slot {slot} at {offset:#x}");
+            others.push(slot);
+        }
+        assert_eq!(others.len(), BLK_SLOTS - 1);
+        check(&client);
+        write_bytes(&words, range.start, b"too late");
+        let _ = BlkServer::attach(&words).unwrap();
+        assert_eq!(client.poll(&words), None);
+        let (slot, offset) = client.reserve(4096).unwrap();
+        assert_eq!(
+            (slot, offset),
+            (lost, range.start),
+            "the new server's device knows nothing of it"
+        );
+        check(&client);
+        let mut bytes = [0xff; 8];
+        read_bytes(&words, offset, &mut bytes);
+        assert_eq!(bytes, [0; 8], "what came too late is nobody's");
+    }
+
+    #[test]
+    fn what_a_server_lost_that_has_been_replaced_is_free_at_once() {
+        let (words, mut client, mut server) = blk();
+        assert_eq!(client.poll(&words), None);
+        let slot = submit(&words, &mut client, 9, 4096);
+        server.next(&words).unwrap().unwrap();
+        server.complete(&words, slot, BlkStatus::Timeout, Phase::Weight);
+        let mut new = BlkServer::attach(&words).unwrap();
+        assert_eq!(client.poll(&words).map(|done| done.status), Some(BlkStatus::Timeout));
+        client.release(&words, slot);
+        assert_eq!(client.reserve(4096).unwrap().0, slot);
+        client.submit(&words, slot, BlkOperation::Read, 9, 4096, (0, 0));
+        // The same slot lost by the new one is kept until the one after it.
+        new.next(&words).unwrap().unwrap();
+        new.complete(&words, slot, BlkStatus::Timeout, Phase::Weight);
+        assert!(client.poll(&words).is_some());
+        client.release(&words, slot);
+        assert_ne!(client.reserve(4096).unwrap().0, slot);
+    }
+
+    /// The next server may come while the client looks at the answer.
+    #[test]
+    fn a_lost_request_that_is_looked_at_while_the_server_changes_is_released_once() {
+        let (words, mut client, mut server) = blk();
+        let slot = submit(&words, &mut client, 9, 4096);
+        server.next(&words).unwrap().unwrap();
+        server.complete(&words, slot, BlkStatus::Timeout, Phase::Weight);
+        assert!(client.poll(&words).is_some());
+        let _ = BlkServer::attach(&words).unwrap();
+        assert_eq!(client.poll(&words), None);
+        assert_ne!(client.reserve(4096).unwrap().0, slot, "its owner has not released it");
+        client.release(&words, slot);
+        assert_eq!(client.reserve(4096).unwrap().0, slot);
+        check(&client);
     }
 
     #[test]

@@ -116,9 +116,9 @@ pub enum RootRequest {
     },
     /// io-sched-server, to a `Set...` command: done.
     Applied,
-    /// Any server's panic handler: it faults next.
+    /// Any server that panics or gives up: it faults next.
     Panicked {
-        /// Message and place.
+        /// Message, and place of a panic.
         message: Text,
     },
     /// io-sched-server, to a command that it cannot obey: everything is as it was.

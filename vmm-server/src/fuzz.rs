@@ -261,6 +261,13 @@ fn complete(
         let slot = taken.swap_remove(usize::from(input.byte()) % taken.len());
         let status = input.pick(&[BlkStatus::Ok, BlkStatus::DeviceError, BlkStatus::Timeout]);
         disk.complete(&bench.world.ring, slot, status, Phase::Weight);
+        // A device that loses requests is reset, by another server.
+        if status == BlkStatus::Timeout
+            && let Ok(next) = BlkServer::attach(&bench.world.ring)
+        {
+            *disk = next;
+            taken.clear();
+        }
     }
     let Bench { vmm, memory, world, .. } = bench;
     vmm.disk_completed(memory, world);

@@ -683,6 +683,54 @@ mod tests {
         assert_ne!(read_only.blk.features() & F_RO, 0);
     }
 
+    /// The device may still write what it was asked to read: a later request has its data elsewhere.
+    #[test]
+    fn a_lost_read_is_an_error_and_its_place_in_the_ring_is_not_used_again() {
+        let mut b = bench(false);
+        let mut lost = std::vec::Vec::new();
+        for sector in 0..3 {
+            b.offer(TYPE_IN, sector, &[(0xa000, 512)]);
+            b.process();
+            let (slot, request) = b.server.next(&b.words).unwrap().unwrap();
+            assert!(!lost.contains(&(slot, request.data_page)), "{lost:?}");
+            lost.push((slot, request.data_page));
+            b.server.complete(&b.words, slot, BlkStatus::Timeout, Phase::Weight);
+            b.complete();
+            assert_eq!((b.status(), b.blk.in_work()), (STATUS_IOERR, 0));
+        }
+        b.server = BlkServer::attach(&b.words).unwrap();
+        b.complete();
+        b.offer(TYPE_IN, 7, &[(0xa000, 512)]);
+        b.process();
+        let (slot, request) = b.server.next(&b.words).unwrap().unwrap();
+        assert_eq!((slot, request.data_page), lost[0], "a new server's device knows nothing of it");
+    }
+
+    /// A ring that is full of lost requests: what waits goes when another server has come.
+    #[test]
+    fn a_ring_full_of_lost_requests_takes_others_after_a_restart() {
+        let mut b = bench(false);
+        for sector in 0..20 {
+            b.offer(TYPE_IN, sector, &[(0x10000, 0x1_0000)]);
+        }
+        b.process();
+        let mut ended = 0;
+        while let Some((slot, _)) = b.server.next(&b.words).unwrap() {
+            b.server.complete(&b.words, slot, BlkStatus::Timeout, Phase::Weight);
+            ended += 1;
+        }
+        b.complete();
+        assert!((1..20).contains(&ended) && b.server.next(&b.words) == Ok(None), "{ended}");
+        b.server = BlkServer::attach(&b.words).unwrap();
+        assert_eq!(b.complete().doorbells, 1);
+        while let Some((slot, _)) = b.server.next(&b.words).unwrap() {
+            b.server.complete(&b.words, slot, BlkStatus::Ok, Phase::Weight);
+            b.complete();
+            ended += 1;
+        }
+        assert_eq!((ended, b.blk.in_work()), (20, 0));
+    }
+
     #[test]
     fn flush_and_identity() {
         let mut b = bench(false);
