@@ -147,6 +147,8 @@ pub struct Node {
     signals: u32,
     /// Requests the device has finished.
     pub served: u64,
+    /// The server wants its device reset.
+    pub must_reset: bool,
 }
 
 impl Node {
@@ -166,6 +168,7 @@ impl Node {
             timer: None,
             signals: 0,
             served: 0,
+            must_reset: false,
         };
         partition(&mut node.contents);
         node
@@ -188,6 +191,7 @@ impl Node {
             self.device.submit(now, request);
         }
         self.signals |= actions.signals;
+        self.must_reset |= actions.must_reset;
         self.timer = actions.timer;
         actions.reply
     }
@@ -218,7 +222,9 @@ impl Node {
         *self.server = Server::new(self.config, self.memory.clone());
         self.device = device;
         self.pending = [None; TAGS];
+        self.silent = 0;
         self.timer = None;
+        self.must_reset = false;
         self.start(now)
     }
 
@@ -241,6 +247,16 @@ impl Node {
         if self.timer.is_some_and(|timer| timer <= now) {
             self.timer = None;
             self.event(now, Event::Timer);
+        }
+    }
+
+    /// Answers now what was not to be answered.
+    pub fn answer_silent(&mut self, now: Nanos) {
+        let mut silent = std::mem::take(&mut self.silent);
+        while silent != 0 {
+            let tag = silent.trailing_zeros() as u8;
+            silent &= silent - 1;
+            self.event(now, Event::Done { tag, status: DeviceStatus::Ok });
         }
     }
 
@@ -744,7 +760,7 @@ impl World {
     }
 
     /// Lets clients issue and take until nothing more happens at this instant.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         loop {
             let mut is_quiet = true;
             for client in 0..self.clients.len() {

@@ -1,6 +1,8 @@
 //! The whole io-sched-server through its messages: hostile clients, faults of the disk, restarts, orders of the root-task.
 
-use harness::io::{Client, Contents, DISK_SECTORS, Fault, Load, Node, Pattern, World, label};
+use harness::io::{
+    Client, Contents, DISK_SECTORS, Fault, Load, Node, Pattern, World, first_sector, label,
+};
 use io_sched_server::{
     device::BlockDevice,
     gpt,
@@ -168,6 +170,114 @@ fn a_disk_that_does_not_answer_times_out_and_the_others_go_on() {
     assert!(world.clients[1].log.len() > 30_000);
     let waited = world.clients[0].log.iter().map(|d| d.latency).max().unwrap();
     assert!(waited >= Nanos::from_secs(30) && waited < Nanos::from_secs(31), "{waited:?}");
+}
+
+/// A node whose disk never answers for one sector of client 0's.
+fn silent_node() -> Node {
+    let mut node = node(1000);
+    node.faults.push(Fault::Silence(first_sector(0) + 8 * 50));
+    node
+}
+
+/// Reads its partition from the start, with flushes between.
+fn flushing(depth: u32) -> Client {
+    let pattern = Pattern { bytes: 4096, reads: 100, random: 0, flushes: 20 };
+    Client::new(0, Controls::default(), Load::Closed(depth), pattern, &[0])
+}
+
+fn timeouts(client: &Client) -> usize {
+    client.log.iter().filter(|done| done.status == BlkStatus::Timeout).count()
+}
+
+#[test]
+fn a_flush_behind_a_lost_request_goes_when_that_is_given_up() {
+    let mut world = World::new(vec![silent_node()], vec![flushing(4)]);
+    world.run_until(Nanos::from_secs(29));
+    let before = world.clients[0].log.len();
+    assert!(before < 100 && timeouts(&world.clients[0]) == 0, "{before}: a flush passed a request");
+    assert!(!world.nodes[0].must_reset);
+    world.run_until(Nanos::from_secs(35));
+    assert_eq!(timeouts(&world.clients[0]), 1);
+    assert_eq!(world.clients[0].flush_failures, 0);
+    let after = world.clients[0].log.len() - before;
+    assert!(after > 4 * 900, "{after} requests after the lost one: {:?}", world.stats(0, 0));
+    assert!(world.nodes[0].must_reset, "the device must be reset");
+}
+
+#[test]
+fn lost_requests_do_not_count_as_the_devices() {
+    let mut node = node(1000);
+    // A whole queue of requests is lost, and more.
+    node.faults = (0..48).map(|i| Fault::Silence(first_sector(0) + i * 8)).collect();
+    let pattern = Pattern { bytes: 4096, reads: 100, random: 0, flushes: 0 };
+    let first = Client::new(0, Controls::default(), Load::Closed(48), pattern, &[0]);
+    let mut world = World::new(vec![node], vec![first, closed(1, 8)]);
+    world.run_until(Nanos::from_secs(40));
+    assert!(timeouts(&world.clients[0]) >= 32, "{}", timeouts(&world.clients[0]));
+    let [from, to] = [34, 40].map(Nanos::from_secs);
+    let rates = [0, 1].map(|client: usize| world.clients[client].rate(from, to));
+    assert!(rates.iter().sum::<f64>() > 990.0, "{rates:?}");
+    let IoReply::DiskStats(stats) = ask(&mut world, &IoRequest::DiskStats) else { unreachable!() };
+    assert!(stats.in_device <= stats.depth, "{stats:?}");
+}
+
+#[test]
+fn a_client_with_a_lost_request_is_detached_when_the_device_has_been_reset() {
+    let mut world = World::new(vec![silent_node()], vec![flushing(1), closed(1, 4)]);
+    world.run_until(Nanos::from_secs(31));
+    assert_eq!(timeouts(&world.clients[0]), 1);
+    let detach = IoRequest::Detach { index: 0 };
+    assert!(matches!(ask(&mut world, &detach), IoReply::Draining { .. }));
+    world.run_for(1);
+    let reply = ask(&mut world, &detach);
+    assert_eq!(reply, IoReply::Draining { in_device: 1 }, "the device may touch its ring still");
+    assert_eq!(world.stats(0, 0).in_device, 0, "it waits for nothing that will come");
+}
+
+/// What the root-task does when a server wants its device reset: another server, on the same rings.
+#[test]
+fn after_a_reset_everything_goes_on_and_only_the_lost_request_failed() {
+    let mut node = silent_node();
+    node.keeps_data = true;
+    let mut world = World::new(vec![node], vec![flushing(4), writer(1)]);
+    world.run_until(Nanos::from_secs(31));
+    assert!(world.nodes[0].must_reset);
+    world.nodes[0].faults.clear();
+    world.restart(0, device(1000));
+    assert!(!world.nodes[0].must_reset);
+    world.run_for(3);
+    for client in &mut world.clients {
+        client.load = Load::Thinking(vec![Nanos::from_secs(1000)]);
+    }
+    world.run_for(2);
+    for client in &world.clients {
+        assert_eq!(client.under_way(), 0, "client {} has a request that hangs", client.index);
+        let failed = client.log.iter().filter(|done| done.status != BlkStatus::Ok).count();
+        assert_eq!(failed, usize::from(client.index == 0));
+    }
+    assert_eq!(timeouts(&world.clients[0]), 1);
+    assert!(world.clients[0].log.len() > 500 && world.clients[0].flush_failures == 0);
+}
+
+/// A late answer of a request that was given up changes nothing any more.
+#[test]
+fn an_answer_that_comes_after_the_time_limit_is_nobodys() {
+    let mut world = World::new(vec![silent_node()], vec![flushing(4)]);
+    world.run_until(Nanos::from_secs(31));
+    let (log, stats) = (world.clients[0].log.len(), world.stats(0, 0));
+    let now = world.now;
+    world.nodes[0].answer_silent(now);
+    world.settle();
+    assert_eq!((world.clients[0].log.len(), timeouts(&world.clients[0])), (log, 1));
+    let later = world.stats(0, 0);
+    assert_eq!(
+        (later.reads, later.errors, later.in_device),
+        (stats.reads, stats.errors, stats.in_device)
+    );
+    // Its tag is free, and the client can go.
+    world.clients[0].load = Load::Thinking(vec![Nanos::from_secs(1000)]);
+    world.run_for(1);
+    assert_eq!(ask(&mut world, &IoRequest::Detach { index: 0 }), IoReply::Done);
 }
 
 #[test]

@@ -220,6 +220,10 @@ impl Edge {
             let notification: cap::Notification = Cap::from_bits(IO_CLIENT_NOTIFY + client);
             notification.signal();
         }
+        if actions.must_reset {
+            // Its clients have their errors; what else is in the device is still in the rings.
+            runtime::give_up("the disk keeps a request too long: it is reset by a new server");
+        }
         if actions.signals != 0 && self.counters_due.is_none() {
             self.counters_due = Some(Nanos(now.0 + COUNTERS_EVERY.0));
         }

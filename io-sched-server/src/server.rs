@@ -137,13 +137,21 @@ pub struct Actions {
     pub timer: Option<Nanos>,
     /// Answer to a message.
     pub reply: Option<IoReply>,
+    /// The device keeps a request longer than it may, and might still touch its data: it must be reset before anybody asks it
+    /// for more. A new server does that first, and finds in the rings what was under way.
+    pub must_reset: bool,
 }
 const _: () = assert!(MAX_CLIENTS <= 32, "signals are 32 bits");
 
 impl Actions {
     /// Nothing to do.
-    pub const NONE: Self =
-        Self { submits: heapless::Vec::new(), signals: 0, timer: None, reply: None };
+    pub const NONE: Self = Self {
+        submits: heapless::Vec::new(),
+        signals: 0,
+        timer: None,
+        reply: None,
+        must_reset: false,
+    };
 
     /// Forgets all, to be used again.
     pub fn clear(&mut self) {
@@ -151,6 +159,7 @@ impl Actions {
         self.signals = 0;
         self.timer = None;
         self.reply = None;
+        self.must_reset = false;
     }
 
     const fn signal(&mut self, index: usize) {
@@ -168,8 +177,8 @@ struct Item {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
-    /// A client's request.
-    Client { index: u8, phase: Phase, queued: Queued<Item>, is_answered: bool },
+    /// A client's request; a lost one has been given up and counts as nobody's any more.
+    Client { index: u8, phase: Phase, queued: Queued<Item>, is_lost: bool },
     /// Reading the partition table.
     Table,
 }
@@ -194,6 +203,8 @@ struct Session<A> {
     /// Servers that keep the client's controls together.
     servers: u8,
     in_device: u32,
+    /// Requests given up that the device has not answered: it may still touch their data.
+    lost: u32,
     /// Sector behind the last request taken, to see sequences.
     next_sector: u64,
     stats: ClientStats,
@@ -551,7 +562,7 @@ impl<M: Memory> Server<M> {
             offset,
             paddr: session.ring_paddr.wrapping_add(u64::from(offset)),
         };
-        let purpose = Purpose::Client { index: client as u8, phase, queued, is_answered: false };
+        let purpose = Purpose::Client { index: client as u8, phase, queued, is_lost: false };
         let Some(tag) = self.take_tag(InDevice { since: now, purpose }) else { return };
         if self.expiry.is_none() && self.config.timeout != Nanos(0) {
             self.expiry = Some(Nanos(now.0.saturating_add(self.config.timeout.0)));
@@ -568,11 +579,16 @@ impl<M: Memory> Server<M> {
             return;
         };
         self.free_tags |= 1 << tag;
-        self.in_device -= 1;
-        let Purpose::Client { index, phase, queued, is_answered } = in_device.purpose else {
+        let Purpose::Client { index, phase, queued, is_lost } = in_device.purpose else {
+            self.in_device -= 1;
             self.table_read(now, status, actions);
             return;
         };
+        if is_lost {
+            self.found(index);
+            return;
+        }
+        self.in_device -= 1;
         let latency = Nanos(now.0.saturating_sub(in_device.since.0));
         let access = Access {
             operation: queued.item.operation,
@@ -590,19 +606,24 @@ impl<M: Memory> Server<M> {
         let index = usize::from(index);
         let Some(session) = self.sessions[index].as_mut() else { return };
         session.in_device -= 1;
-        let is_last = session.in_device == 0;
-        if !is_answered {
-            let status = match status {
-                DeviceStatus::Ok => BlkStatus::Ok,
-                DeviceStatus::Error => BlkStatus::DeviceError,
-                DeviceStatus::Unsupported => BlkStatus::Unsupported,
-            };
-            session.count(now, &queued, phase, status, latency);
-            session.ring.complete(session.area.as_ref(), queued.item.slot, status, phase);
-            actions.signal(index);
-        }
-        if is_last {
+        let status = match status {
+            DeviceStatus::Ok => BlkStatus::Ok,
+            DeviceStatus::Error => BlkStatus::DeviceError,
+            DeviceStatus::Unsupported => BlkStatus::Unsupported,
+        };
+        session.count(now, &queued, phase, status, latency);
+        session.ring.complete(session.area.as_ref(), queued.item.slot, status, phase);
+        actions.signal(index);
+        if session.in_device == 0 {
             self.dispatcher.resume(now, client);
+        }
+    }
+
+    /// The device has answered a request of client `index` that was given up.
+    #[cold]
+    fn found(&mut self, index: u8) {
+        if let Some(session) = self.sessions[usize::from(index)].as_mut() {
+            session.lost -= 1;
         }
     }
 
@@ -611,23 +632,43 @@ impl<M: Memory> Server<M> {
             return;
         }
         self.expiry = None;
-        for in_device in self.tags.iter_mut().flatten() {
-            let age = now.0.saturating_sub(in_device.since.0);
-            if let Purpose::Client { index, phase, queued, is_answered } = &mut in_device.purpose
-                && !*is_answered
-                && age >= self.config.timeout.0
-                && let Some(session) = self.sessions[usize::from(*index)].as_mut()
-            {
-                // The client gets its error; the tag and its data stay taken, for the device may still write.
-                *is_answered = true;
-                session.count(now, queued, *phase, BlkStatus::Timeout, Nanos(age));
-                let slot = queued.item.slot;
-                session.ring.complete(session.area.as_ref(), slot, BlkStatus::Timeout, *phase);
-                actions.signal(usize::from(*index));
-            } else if let Purpose::Client { is_answered: false, .. } = in_device.purpose {
-                let then = Nanos(in_device.since.0.saturating_add(self.config.timeout.0));
+        for tag in 0..TAGS {
+            let Some(InDevice { since, purpose: Purpose::Client { is_lost: false, .. } }) =
+                self.tags[tag]
+            else {
+                continue;
+            };
+            let then = Nanos(since.0.saturating_add(self.config.timeout.0));
+            if then <= now {
+                self.give_up(now, tag, actions);
+            } else {
                 self.expiry = Some(self.expiry.map_or(then, |expiry| expiry.min(then)));
             }
+        }
+    }
+
+    /// The device has kept the request of `tag` too long: its client gets an error, and nobody waits for it any more. The tag
+    /// stays taken, and so does the data (see `BlkClient::release`), for the device may still read or write it.
+    fn give_up(&mut self, now: Nanos, tag: usize, actions: &mut Actions) {
+        let Some(InDevice { since, purpose: Purpose::Client { index, phase, queued, is_lost } }) =
+            &mut self.tags[tag]
+        else {
+            return;
+        };
+        let Some(session) = self.sessions[usize::from(*index)].as_mut() else { return };
+        *is_lost = true;
+        session.lost += 1;
+        session.in_device -= 1;
+        self.in_device -= 1;
+        let age = Nanos(now.0.saturating_sub(since.0));
+        session.count(now, queued, *phase, BlkStatus::Timeout, age);
+        session.ring.complete(session.area.as_ref(), queued.item.slot, BlkStatus::Timeout, *phase);
+        actions.signal(usize::from(*index));
+        actions.must_reset = true;
+        let client = NodeId::from(*index);
+        self.dispatcher.completed(now, client);
+        if session.in_device == 0 {
+            self.dispatcher.resume(now, client);
         }
     }
 
@@ -726,6 +767,7 @@ impl<M: Memory> Server<M> {
             controls,
             servers,
             in_device: 0,
+            lost: 0,
             next_sector: 0,
             stats: ClientStats::default(),
             latency: Histogram::new(),
@@ -747,7 +789,7 @@ impl<M: Memory> Server<M> {
             return IoReply::Error(IoError::BadClient);
         };
         session.is_draining = true;
-        let in_device = session.in_device;
+        let in_device = session.in_device + session.lost;
         self.waiting -= self.dispatcher.waiting(index);
         self.dispatcher.detach(index);
         if in_device > 0 {

@@ -15,5 +15,7 @@ pub mod logger;
 pub mod message;
 #[cfg(target_os = "none")]
 mod panic;
+#[cfg(target_os = "none")]
+pub use panic::give_up;
 pub mod serve;
 pub mod shared;

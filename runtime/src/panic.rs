@@ -1,8 +1,8 @@
-//! The panic handler: tells the root-task, then faults on purpose.
+//! How a server ends itself: it tells the root-task why, then faults on purpose. Panics end so.
 // UNSAFETY: the UD2 instruction.
 #![expect(unsafe_code, reason = "ends the server by an invalid instruction")]
 
-use core::fmt::Write as _;
+use core::fmt::{Display, Write as _};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,13 +23,13 @@ impl core::fmt::Write for Cut<'_> {
 }
 
 /// The root-task has nobody to tell; everyone else tells it.
-fn tell_root(info: &PanicInfo<'_>) {
+fn tell_root(why: &impl Display) {
     if crate::entry::is_root_task() {
         return;
     }
     crate::entry::register_server_ipc_buffer();
     let mut message = Text::new();
-    let _ = write!(Cut(&mut message), "{info}");
+    let _ = write!(Cut(&mut message), "{why}");
     let _ = crate::serve::ask_root(&RootRequest::Panicked { message });
 }
 
@@ -39,6 +39,16 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         sel4::debug_println!("{info}");
         tell_root(info);
     }
+    fault()
+}
+
+/// Ends this server because only another one in its place can go on; the user reads `why`.
+pub fn give_up(why: &str) -> ! {
+    tell_root(&why);
+    fault()
+}
+
+fn fault() -> ! {
     // SAFETY: does not return; the fault goes to this thread's handler, the root-task.
     unsafe { core::arch::asm!("ud2", options(noreturn, nomem, nostack)) }
 }

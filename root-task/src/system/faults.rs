@@ -6,7 +6,7 @@ use super::{
 };
 use protocol::io::MAX_CLIENTS;
 use protocol::link::{Event, Refusal, ServerId, StopReason};
-use protocol::root::FaultReport;
+use protocol::root::{FaultReport, IoCommand};
 use protocol::slots::{Client, SWAP_DISK};
 use protocol::units::{DiskId, MAX_VMS, Nanos, VmId};
 
@@ -74,8 +74,8 @@ impl Supervisor {
             };
             let is_leaving = client.state == ClientState::Detaching;
             if is_leaving {
-                // The new server has reset the device before it serves: nothing touches the ring any more.
-                let _ = self.detached(index as u16, actions);
+                // When the new server answers it has reset the device: nothing touches the ring any more.
+                let _ = self.tell_io(disk, IoCommand::Detach { client: index as u16 }, actions);
             } else if client.ring_paddr != 0 {
                 self.queue_attach(index as u16, actions);
             }

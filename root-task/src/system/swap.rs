@@ -124,8 +124,10 @@ impl Supervisor {
     /// A new io-sched-server must hear of the ring again.
     pub(super) fn swap_io_gone(&mut self, actions: &mut Actions) {
         match self.swap.state {
-            // The new server has reset the device: nothing touches the ring any more.
-            State::Detaching => self.swap_detached(actions),
+            // When the new server answers it has reset the device: nothing touches the ring any more.
+            State::Detaching => {
+                let _ = self.tell_io(SWAP_DISK, IoCommand::Detach { client: SWAP_CLIENT }, actions);
+            }
             State::Attaching | State::Attached => self.queue_swap_attach(actions),
             State::Absent | State::Placing => {}
         }

@@ -82,6 +82,8 @@ struct World {
     /// Controls as the servers have them: client, reservation.
     controls: std::collections::BTreeMap<u16, u32>,
     attaches: usize,
+    /// The io-sched-servers wait for the device before they let a client go.
+    drains: bool,
 }
 
 impl World {
@@ -96,12 +98,17 @@ impl World {
             refusing: None,
             controls: std::collections::BTreeMap::new(),
             attaches: 0,
+            drains: false,
         }
     }
 
     fn run(&mut self, f: impl FnOnce(&mut Supervisor, &mut Actions)) {
         let mut actions = Actions::new();
         f(&mut self.supervisor, &mut actions);
+        self.carry_all_out(actions);
+    }
+
+    fn carry_all_out(&mut self, actions: Actions) {
         let mut pending: std::collections::VecDeque<Action> = actions.into_iter().collect();
         while let Some(action) = pending.pop_front() {
             let mut more = Actions::new();
@@ -174,6 +181,7 @@ impl World {
                     }
                     RootRequest::Attached { client, sectors: 8 }
                 }
+                Command::Io(IoCommand::Detach { .. }) if self.drains => continue,
                 Command::Io(IoCommand::Detach { client }) => RootRequest::Detached { client },
                 Command::Io(IoCommand::ClientStats { client }) => {
                     let reads = 100 + u64::from(client);
@@ -301,6 +309,25 @@ fn a_dead_io_server_comes_back_with_all_clients() {
     assert_eq!(world.supervisor.state(A), Some(VmState::Running));
     let restarted = Event::ServerRestarted { server: ServerId::Io(DiskId(0)), downtime: Nanos(7) };
     assert!(world.has_event(restarted));
+}
+
+/// The device may touch a ring that is being let go until the new server has reset it.
+#[test]
+fn a_ring_that_is_let_go_stays_until_the_new_server_has_answered() {
+    let mut world = booted();
+    world.drains = true;
+    world.run(|supervisor, actions| supervisor.host(5, Request::VmStop(A), &All, actions));
+    let rings = |world: &World| world.rings.iter().filter(|ring| **ring).count();
+    assert_eq!((rings(&world), world.alive[0]), (3, false));
+    let fault = FaultReport { label: 3, ip: 1, address: 0, code: 0 };
+    let mut actions = Actions::new();
+    world.supervisor.fault(Client::Io(DiskId(0)), fault, Nanos(3), &mut actions);
+    assert!(!actions.iter().any(|action| matches!(action, Action::RemoveClient(_))));
+    world.drains = false;
+    world.outputs.clear();
+    world.carry_all_out(actions);
+    assert_eq!((rings(&world), world.supervisor.state(A)), (1, Some(VmState::Stopped)));
+    assert_eq!(world.host(6, Request::VmStart(A)), Ok(()));
 }
 
 #[test]
