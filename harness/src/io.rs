@@ -398,6 +398,8 @@ pub struct Client {
     wanted: VecDeque<(Nanos, Option<usize>)>,
     /// Does it tell servers of each other (dmClock)?
     pub reports: bool,
+    /// What it reports instead of the truth.
+    pub lie: Option<(u32, u32)>,
     /// Next burst or end of a pause.
     wake: Option<Nanos>,
     thought: usize,
@@ -444,6 +446,7 @@ impl Client {
             open: HashMap::new(),
             wanted: VecDeque::new(),
             reports: true,
+            lie: None,
             wake: None,
             thought: 0,
             sequential: 0,
@@ -589,7 +592,8 @@ impl Client {
             let mut sector = if is_flush { 0 } else { self.place() };
             for slot in reserved {
                 let node = self.lanes[lane].node;
-                let report = if self.reports { self.tracker.report(node) } else { (0, 0) };
+                let truth = if self.reports { self.tracker.report(node) } else { (0, 0) };
+                let report = self.lie.unwrap_or(truth);
                 let Lane { client, ring, flights, .. } = &mut self.lanes[lane];
                 if operation == BlkOperation::Write {
                     mark(ring, client.data_offset(slot), sector, bytes, self.index);

@@ -358,3 +358,47 @@ fn requests_that_follow_on_do_not_get_a_client_more_than_its_reservation() {
     let stats = world.stats(0, 3);
     assert!(stats.by_weight * 20 < stats.by_reservation, "{stats:?}");
 }
+
+/// Two clients in a group, the first of which lies about what other servers did for it; and one outside.
+fn world_with_a_liar(nodes: &[usize], group: Controls) -> World {
+    let mut world = World::new(nodes.iter().map(|_| array(1000)).collect(), Vec::new());
+    for node in &mut world.nodes {
+        let request = IoRequest::SetGroup { group: 0, parent: None, controls: group };
+        assert_eq!(node.message(Nanos(0), ROOT_BADGE, &request), Some(IoReply::Done));
+    }
+    let client = |index, nodes: &[usize]| {
+        let load = Load::ClosedPerNode(48);
+        Client::new(index, controls(0, 0, 1000), load, Pattern::random_reads(4096), nodes)
+    };
+    let mut liar = client(0, nodes);
+    liar.lie = Some((u32::MAX, u32::MAX));
+    world.add_in_group(liar, Some(0));
+    world.add_in_group(client(1, &[0]), Some(0));
+    world.add(client(2, &[0]));
+    world
+}
+
+#[test]
+fn what_a_client_of_one_server_reports_of_others_counts_for_nothing() {
+    let mut world = world_with_a_liar(&[0], controls(0, 400, 1000));
+    world.run_until(seconds(10));
+    let rates = [0, 1, 2].map(|client: usize| world.clients[client].rate(seconds(2), seconds(10)));
+    for (got, expected) in rates.into_iter().zip([200.0, 200.0, 600.0]) {
+        assert!(near(got, expected, 3.0), "{rates:?}");
+    }
+}
+
+#[test]
+fn a_client_that_lies_about_other_servers_hurts_itself_and_not_its_group() {
+    for group in [controls(0, 400, 1000), controls(400, 0, 1), controls(0, 0, 1000)] {
+        let mut world = world_with_a_liar(&[0, 1], group);
+        world.run_until(seconds(10));
+        let [from, to] = [2, 10].map(seconds);
+        let rates = [1, 2].map(|client: usize| world.clients[client].rate(from, to));
+        // The liar's tags at the first server are far ahead: the group's part is the honest one's.
+        let part = if group.shares == 1 || group.limit != 0 { 400.0 } else { 500.0 };
+        for (got, expected) in rates.into_iter().zip([part, 1000.0 - part]) {
+            assert!(near(got, expected, 3.0), "{group:?}: {rates:?}");
+        }
+    }
+}

@@ -505,6 +505,11 @@ impl<M: Memory> Server<M> {
         let is_sequential = request.sector == session.next_sector && !is_flush;
         let access = Access { operation: request.operation, is_sequential, length: request.length };
         let sector = if is_flush { session.next_sector } else { request.sector };
+        // A client of this server alone has had nothing elsewhere, whatever it says.
+        let elsewhere = match session.servers {
+            1 => (0, 0),
+            _ => (reported(request.delta), reported(request.rho)),
+        };
         session.next_sector = sector + count;
         let queued = Queued {
             item: Item {
@@ -517,7 +522,7 @@ impl<M: Memory> Server<M> {
             sector: session.first + sector,
             bytes: request.length,
             cost: if is_flush { Cost::ONE } else { self.model.cost(access) },
-            elsewhere: (reported(request.delta), reported(request.rho)),
+            elsewhere,
         };
         let client = index as NodeId;
         if is_flush && session.in_device > 0 {

@@ -248,7 +248,8 @@ impl Node {
     /// dmClock: what other servers did for the client since its last request here counts like service here.
     #[cold]
     fn count_elsewhere(&mut self, now: Nanos, head: Head, virtual_time: Tag) {
-        // A client's word: it can only hurt itself, and no more than so far.
+        // A client's word: it can only hurt itself, and no more than so far. Groups, whose tags are others' too, count what is done
+        // here.
         let delta = head.delta.min(ELSEWHERE_MAX);
         let rho = head.rho.min(delta);
         let most = tag(now) + HORIZON;
@@ -555,30 +556,8 @@ impl<const N: usize, const G: usize> MClock<N, G> {
         }
     }
 
-    /// Counts what other servers did for a client whose queue was empty, up to the top.
-    #[cold]
-    fn count_elsewhere(&mut self, now: Nanos, client: NodeId, head: Head) {
-        let mut id = Some(client);
-        while let Some(at) = id {
-            let node = &mut self.nodes[usize::from(at)];
-            let virtual_time = self.inner[usize::from(node.parent)].virtual_time;
-            node.count_elsewhere(now, head, virtual_time);
-            if node.state == State::Eligible {
-                self.place(at);
-            }
-            id = self.parent_node(at);
-        }
-    }
-
     /// The groups above a client that was served, from the lowest up: charges, new places, limits reached, run empty.
-    fn serve_groups(
-        &mut self,
-        now: Nanos,
-        choice: Choice,
-        charge: Charge,
-        by: By,
-        next: Option<Head>,
-    ) {
+    fn serve_groups(&mut self, now: Nanos, choice: Choice, charge: Charge, by: By) {
         let clock = tag(self.reservation_clock(now));
         let mut by = by;
         let mut above = self.parent_node(choice.client);
@@ -589,9 +568,6 @@ impl<const N: usize, const G: usize> MClock<N, G> {
             let node = &mut self.nodes[usize::from(id)];
             let parent = usize::from(node.parent);
             node.charge(now, clock, charge, by, &mut self.inner[parent].virtual_time);
-            if let Some(head) = next.filter(|head| head.delta != 0) {
-                node.count_elsewhere(now, head, self.inner[parent].virtual_time);
-            }
             node.in_device = node.in_device.wrapping_add(1);
             let limit = node.limit_tag();
             if self.inner[usize::from(node.inner)].by_share.is_empty() {
@@ -660,7 +636,9 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
 
     fn activate(&mut self, now: Nanos, client: NodeId, head: Head) {
         if head.delta != 0 {
-            self.count_elsewhere(now, client, head);
+            let node = &mut self.nodes[usize::from(client)];
+            let virtual_time = self.inner[usize::from(node.parent)].virtual_time;
+            node.count_elsewhere(now, head, virtual_time);
         }
         self.refill(now, client, head.arrival);
         self.wake(now, client);
@@ -747,7 +725,7 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
             }
         }
         if self.nodes[usize::from(client)].parent != ROOT {
-            self.serve_groups(now, choice, charge, by, next);
+            self.serve_groups(now, choice, charge, by);
         }
     }
 
