@@ -205,13 +205,38 @@ fn torture_15_short_gaps_do_not_cost_a_client_its_reservation() {
 
 #[test]
 fn torture_16_sequential_bandwidth_is_not_halved() {
+    // A disk that needs 5 ms to find a place and then gives 60 MB/s; one client reads on, the other jumps about, at equal shares.
+    let (position, bandwidth) = (5e-3, 60e6);
     let device = || Box::new(Fifo::new(Positioning::new(Nanos::from_millis(5), 60_000_000)));
-    let pattern = Pattern { bytes: 64 << 10, reads: 100, random: 0, flushes: 0 };
-    let alone = Client::new(0, controls(0, 0, 1000), Load::Closed(15), pattern, &[0]);
-    let mut world = World::new(vec![Node::new(config(), device())], vec![alone]);
+    let client = |index, random| {
+        let pattern = Pattern { bytes: 64 << 10, reads: 100, random, flushes: 0 };
+        Client::new(index, controls(0, 0, 1000), Load::Closed(15), pattern, &[0])
+    };
+    let rates = |cost| {
+        // A ring holds 15 such requests: with few in the device, both always wait.
+        let config = Config { cost, depth: 4, ..config() };
+        let clients = vec![client(0, 0), client(1, 100)];
+        let mut world = World::new(vec![Node::new(config, device())], clients);
+        world.run_until(seconds(40));
+        [0, 1].map(|index: usize| world.clients[index].rate(seconds(10), seconds(40)))
+    };
+    let [following, random] = rates(CostRule::DEFAULT);
+    // What a batch of eight following requests takes: one positioning, eight times the data.
+    let transfer = 65_536.0 / bandwidth;
+    let [times_following, times_random] =
+        [following * (position / 8.0 + transfer), random * (position + transfer)];
+    assert!(
+        near(times_following, times_random, 10.0),
+        "{times_following} {times_random} of a second"
+    );
+    let [one, other] = rates(CostRule::Unit);
+    assert!(near(one, other, 3.0), "counted alike: {one} {other}");
+    assert!(following > 2.0 * one, "{following} {one}");
+    // Alone it has all of the disk.
+    let mut world = World::new(vec![Node::new(config(), device())], vec![client(0, 0)]);
     world.run_until(seconds(5));
-    let bandwidth = world.clients[0].rate(seconds(1), seconds(5)) * 65_536.0;
-    assert!(bandwidth > 0.98 * 60e6, "{bandwidth}");
+    let alone = world.clients[0].rate(seconds(1), seconds(5)) * 65_536.0;
+    assert!(alone > 0.98 * bandwidth, "{alone}");
 }
 
 #[test]
@@ -243,20 +268,23 @@ fn torture_16_an_absurd_start_does_not_stay() {
 
 #[test]
 fn torture_17_limits_and_reservations_add_up_with_many_clients() {
-    // 31 clients: 15 limited to 20, 15 reserving 20 at next to no weight, one that takes all it can get.
+    // 31 clients: 15 limited to 20, 15 reserving 20 at next to no weight, one that takes what they leave. Without limits the 16
+    // of equal weight would have 43.75 each.
     let mut clients = Vec::new();
     for index in 0..15 {
         clients.push(closed(index, controls(0, 20, 1000), 4));
         clients.push(closed(15 + index, controls(20, 0, 1), 4));
     }
-    clients.push(closed(30, controls(0, 0, 100_000), 32));
+    clients.push(closed(30, controls(0, 0, 1000), 32));
     let mut world = World::new(vec![array(1000)], clients);
     world.run_until(seconds(22));
     for client in &world.clients {
         let rate = client.rate(seconds(2), seconds(22));
         match client.index {
-            30 => assert!(near(rate, 1000.0 - 300.0 - 150.0, 30.0), "{rate}"),
-            _ if client.controls.limit > 0 => assert!(rate <= 20.2, "{}: {rate}", client.index),
+            30 => assert!(near(rate, 1000.0 - 300.0 - 300.0, 3.0), "{rate}"),
+            _ if client.controls.limit > 0 => {
+                assert!(near(rate, 20.0, 1.0), "{}: {rate}", client.index);
+            }
             _ => assert!(rate >= 0.97 * 20.0, "{}: {rate}", client.index),
         }
     }
@@ -266,15 +294,15 @@ fn torture_17_limits_and_reservations_add_up_with_many_clients() {
 
 #[test]
 fn torture_18_nothing_goes_past_the_scheduler() {
-    // A client that only flushes, one that only writes, and swap: each is held to its limit, and VM 3 keeps its
-    // reservation whatever they do.
+    // A client that only flushes, one that only writes, and swap: each is held to its limit, which is less than its share (and than
+    // the 31 flushes a second that go one by one through a device with 32 requests), and VM 3 keeps its reservation whatever they do.
     let pattern = |reads, flushes| Pattern { bytes: 4096, reads, random: 100, flushes };
     let client =
         |index, controls, pattern| Client::new(index, controls, Load::Closed(32), pattern, &[0]);
     let swap = protocol::slots::SWAP_CLIENT;
     let clients = vec![
-        client(0, controls(0, 100, 1000), pattern(0, 100)),
-        client(1, controls(0, 150, 1000), pattern(0, 0)),
+        client(0, controls(0, 25, 1000), pattern(0, 100)),
+        client(1, controls(0, 75, 1000), pattern(0, 0)),
         client(swap, controls(0, 200, 1_000_000), pattern(50, 0)),
         client(3, controls(500, 0, 1), pattern(100, 0)),
         client(4, controls(0, 0, 1000), pattern(70, 5)),
@@ -282,8 +310,8 @@ fn torture_18_nothing_goes_past_the_scheduler() {
     let mut world = World::new(vec![array(1000)], clients);
     world.run_until(seconds(12));
     let rates: Vec<f64> = world.clients.iter().map(|c| c.rate(seconds(2), seconds(12))).collect();
-    for (rate, limit) in rates.iter().zip([100.0, 150.0, 200.0]) {
-        assert!(*rate <= limit * 1.01, "{rates:?}");
+    for (rate, limit) in rates.iter().zip([25.0, 75.0, 200.0]) {
+        assert!(near(*rate, limit, 1.0), "{rates:?}");
     }
     assert!(rates[3] >= 0.97 * 500.0, "{rates:?}");
     assert!(near(rates.iter().sum(), 1000.0, 1.0), "{rates:?}");
