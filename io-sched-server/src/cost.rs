@@ -286,11 +286,19 @@ impl CostModel {
     }
 
     /// Weight of a reference request as requests of `pair` are measured by it: where no short random read was seen, the line of these
-    /// classes at 4 KiB.
+    /// classes at 4 KiB; where only long ones were, what the paper's formula makes of them.
     fn reference(&self, pair: usize) -> Option<u64> {
         let length = u64::from(REFERENCE_BYTES) << 8;
         let random = pair & !2;
-        self.expected(0, length).or_else(|| self.expected(random, length))
+        self.expected(0, length).or_else(|| self.expected(random, length)).or_else(|| {
+            let long = self.classes[random | 1];
+            let CostRule::Learnt { positioning_bytes } = self.rule else { return None };
+            let length = u32::try_from(long.length >> 8).unwrap_or(u32::MAX);
+            let access = Access { operation: BlkOperation::Read, is_sequential: false, length };
+            let cost = u128::from(formula(positioning_bytes, access).0);
+            let weight = (u128::from(long.weight) << 16) / cost.max(1);
+            long.is_known().then(|| u64::try_from(weight).unwrap_or(u64::MAX))
+        })
     }
 
     /// Brings the lines of two classes, short and long, up to date.
@@ -378,6 +386,22 @@ mod tests {
         assert!((ratio - 562_144.0 / 308_192.0).abs() < 0.02, "{ratio}");
         let reference = model.reference_time().unwrap().0;
         assert!((303_500..304_500).contains(&reference), "{reference}");
+    }
+
+    #[test]
+    fn where_nobody_asks_for_little_what_follows_on_is_cheaper_all_the_same() {
+        let mut model = CostModel::new(CostRule::DEFAULT);
+        let access = |is_sequential| Access { is_sequential, ..read(64 << 10) };
+        let mut now = 0;
+        for round in 0..400 {
+            let is_sequential = round % 2 == 0;
+            now += if is_sequential { 1_000_000 } else { 6_000_000 };
+            model.completed(Nanos(now), Nanos(0), access(is_sequential));
+        }
+        let [random, following] = [false, true].map(|next| f64::from(model.cost(access(next)).0));
+        assert!((random / following - 6.0).abs() < 0.1, "{random} {following}");
+        let formula = f64::from(formula(300_000, access(false)).0);
+        assert!((random / formula - 1.0).abs() < 0.02, "{random} {formula}");
     }
 
     #[test]
