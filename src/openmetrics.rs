@@ -11,9 +11,11 @@ use crate::report::{
 use crate::session::{DiskClient, server_name};
 use protocol::io::{DiskStats, LATENCY_BOUNDS};
 use protocol::link::{EXIT_KINDS, Unit, VmState, VmStats};
-use protocol::units::{DiskId, Nanos};
+use protocol::units::{DiskId, Nanos, VmId};
 use std::fmt::Write;
 
+#[path = "openmetrics/counted.rs"]
+mod counted;
 #[cfg(test)]
 #[path = "openmetrics/grammar.rs"]
 mod grammar;
@@ -102,6 +104,7 @@ pub fn text(stats: &Stats) -> String {
     let mut page = Page::default();
     host(&mut page, stats);
     vm_memory(&mut page, stats);
+    counted::families(&mut page, stats);
     vm_work(&mut page, stats);
     disk_rates(&mut page, stats);
     disk_claims(&mut page, stats);
@@ -129,7 +132,7 @@ fn host(page: &mut Page, stats: &Stats) {
 
 fn vm_memory(page: &mut Page, stats: &Stats) {
     type Part = fn(&VmStats) -> u64;
-    let parts: [(&str, &str, Part); 11] = [
+    let parts: [(&str, &str, Part); 14] = [
         ("size", "What the guest sees.", |s| s.memory.size.bytes()),
         ("granted", "What backs it now.", |s| s.memory.granted.bytes()),
         ("active", "Estimate of what it uses.", |s| s.memory.active.bytes()),
@@ -139,6 +142,9 @@ fn vm_memory(page: &mut Page, stats: &Stats) {
         ("balloon_target", "What its balloon should hold.", |s| s.memory.balloon_target.bytes()),
         ("swapped", "Its memory on the swap partition.", |s| s.memory.swapped.bytes()),
         ("compressed", "Its memory in the compressed tier.", |s| s.memory.compressed.bytes()),
+        ("swap_target", "What should be there.", |s| s.memory.swap_target.bytes()),
+        ("target", "What the policy wants it to have.", |s| s.memory.target.bytes()),
+        ("tax_paid", "What the idle memory tax takes off.", |s| s.memory.tax_paid.bytes()),
         ("overhead", "What the hypervisor spends on it.", |s| s.memory.overhead.bytes()),
         ("large", "Its memory that large pages map.", |s| s.memory.large.bytes()),
     ];
@@ -172,6 +178,12 @@ fn vm_work(page: &mut Page, stats: &Stats) {
     }
 }
 
+/// Name of a VM; empty without one.
+fn vm_name(stats: &Stats, vm: Option<VmId>) -> &str {
+    let vm = vm.and_then(|id| stats.vms.iter().find(|(vm, ..)| *vm == id));
+    vm.map_or("", |(_, name, ..)| name)
+}
+
 /// A client of a disk with the names it is labelled by.
 struct Named<'s> {
     client: &'s DiskClient,
@@ -190,8 +202,7 @@ impl Named<'_> {
 
 fn clients(stats: &Stats) -> Vec<Named<'_>> {
     let names = stats.disk_clients.iter().map(|client| {
-        let vm = client.vm.and_then(|id| stats.vms.iter().find(|(vm, ..)| *vm == id));
-        let vm = vm.map_or(String::new(), |(_, name, ..)| name.clone());
+        let vm = vm_name(stats, client.vm).to_owned();
         Named { client, vm, disk: disk_name(client) }
     });
     names.collect()
@@ -337,7 +348,8 @@ fn servers(page: &mut Page, stats: &Stats) {
 
 /// Everything else that has a name, as gauges in base units: the target does not say what only grows.
 fn terms(page: &mut Page, stats: &Stats) {
-    let mut names: Vec<&str> = stats.terms.iter().map(|term| term.name.as_str()).collect();
+    let names = stats.terms.iter().map(|term| term.name.as_str());
+    let mut names: Vec<&str> = names.filter(|name| !counted::is_counted(name)).collect();
     names.sort_unstable();
     names.dedup();
     for name in names {
@@ -354,9 +366,7 @@ fn terms(page: &mut Page, stats: &Stats) {
         page.family(&format!("term_{family}"), Kind::Gauge, &format!("The term {name}."));
         for term in of_name().filter(|term| term.unit == unit) {
             let server = server_name(term.server);
-            let vm = term.vm.and_then(|id| stats.vms.iter().find(|(vm, ..)| *vm == id));
-            let vm = vm.map_or("", |(_, name, ..)| name);
-            let labels = [("server", server.as_str()), ("vm", vm)];
+            let labels = [("server", server.as_str()), ("vm", vm_name(stats, term.vm))];
             match unit {
                 Unit::Pages => page.sample(&labels, term.value.saturating_mul(4096)),
                 Unit::Nanos => page.sample(&labels, seconds(Nanos(term.value))),

@@ -262,7 +262,7 @@ impl Server<'_> {
         }
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let Some(record) = self.vm(vm) else { continue };
-            let wanted = self.swap_target(record).min(RECLAIM_BATCH);
+            let wanted = self.to_page_out(record).min(RECLAIM_BATCH);
             let mut kept = 0;
             for _ in 0..wanted {
                 let Some(index) = self.pick(vm) else { break };

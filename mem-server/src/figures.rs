@@ -72,7 +72,7 @@ impl Server<'_> {
                 .map(|average| (u64::from(average) * 1000 / u64::from(ONE)) as u16),
             saved: self.saved(record),
             target: record.target,
-            swap_target: self.swap_target(record),
+            swap_target: count(PageState::Swapped) + self.to_page_out(record),
             tax_paid: record.untaxed.saturating_sub(record.target),
             blocked: record.blocked,
             states: StateCounts {

@@ -59,7 +59,7 @@ impl Server<'_> {
     }
 
     /// Pages of a VM that paging should take in the current state.
-    pub(crate) fn swap_target(&self, record: &Vm) -> u64 {
+    pub(crate) fn to_page_out(&self, record: &Vm) -> u64 {
         let above = self.charge(record).saturating_sub(record.target);
         match self.pressure.state() {
             PressureState::High => 0,

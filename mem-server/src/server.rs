@@ -102,7 +102,9 @@ pub enum FaultKind {
 }
 
 /// Number of [`FaultKind`]s.
-pub const FAULT_KINDS: usize = 7;
+pub const FAULT_KINDS: usize = protocol::mem::FAULTS.len();
+
+const _: () = assert!(FaultKind::Window as usize == FAULT_KINDS - 1);
 
 /// One admitted VM.
 #[derive(Clone, Debug)]

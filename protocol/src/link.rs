@@ -493,7 +493,7 @@ pub struct MemoryStats {
     pub overhead: Pages,
     /// Its pages found in use in the current sampling period.
     pub touched: Pages,
-    /// Pages that paging should take.
+    /// Pages that should be out on the swap partition, those that are and those that paging is still to take.
     pub swap_target: Pages,
     /// What the idle memory tax takes off its target.
     pub tax_paid: Pages,

@@ -522,7 +522,7 @@ pub struct VmStats {
     pub balloon: u64,
     /// MCTLTGT.
     pub balloon_target: u64,
-    /// SWTGT.
+    /// SWTGT: pages that should be out, those that are and those that paging is still to take.
     pub swap_target: u64,
     /// Current target of the allocation policy.
     pub target: u64,
@@ -532,8 +532,8 @@ pub struct VmStats {
     pub overhead: u64,
     /// Mapped by large pages.
     pub large: u64,
-    /// Faults by kind: first touch, copy-on-write, decompressed, swapped in, balloon popped, mapped again, window.
-    pub faults: [u64; 7],
+    /// Faults answered, in the order of [`FAULTS`].
+    pub faults: [u64; FAULTS.len()],
     /// Waiting because of [`PressureState::Low`].
     pub blocked: bool,
 }
@@ -566,6 +566,10 @@ pub struct Explanation {
     /// Regions of 2 MiB that are small because something took their large page apart, by [`DEMOTIONS`].
     pub taken_apart: [u32; DEMOTIONS.len()],
 }
+
+/// Kinds of faults the mem-server answers: first touch, write to a shared page or to the page of zeros, touch of a compressed page,
+/// of one on the swap partition, of a ballooned one, of one that was only not mapped (samples, races), by the vmm-server.
+pub const FAULTS: [&str; 7] = ["fill", "cow", "compressed", "swap", "balloon", "remap", "window"];
 
 /// What takes a large page apart, in the order of the mem-server's counters.
 pub const DEMOTIONS: [&str; 6] =

@@ -324,7 +324,7 @@ pub enum MemCounter {
     Count,
 }
 
-/// Counters of one VM at the mem-server; all but the last in pages, as [`crate::link::MemoryStats`] names them.
+/// Counters of one VM at the mem-server; all but the faults in pages, as [`crate::link::MemoryStats`] names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum MemVmCounter {
@@ -350,16 +350,28 @@ pub enum MemVmCounter {
     Overhead,
     /// Its allocation target.
     Target,
-    /// Faults answered for it.
-    Faults,
     /// Its pages found in use in the current sampling period.
     Touched,
-    /// Pages that paging should take.
+    /// Pages that should be out on the swap partition.
     SwapTarget,
     /// What the idle memory tax takes off its target.
     TaxPaid,
     /// Its pages that are mapped by large pages.
     Large,
+    /// First touches answered; the other kinds of faults follow in the order of [`crate::mem::FAULTS`].
+    FaultsFill,
+    /// Writes to shared pages.
+    FaultsCow,
+    /// Touches of compressed pages.
+    FaultsCompressed,
+    /// Of swapped ones.
+    FaultsSwap,
+    /// Of ballooned ones.
+    FaultsBalloon,
+    /// Of pages that were only not mapped.
+    FaultsRemap,
+    /// By the vmm-server.
+    FaultsWindow,
     /// Number of counters.
     Count,
 }
@@ -401,7 +413,7 @@ pub enum IoCounter {
 /// Counters of the mem-server that are no VM's.
 pub const MEM_COUNTERS: usize = 48;
 /// Counters per VM at the mem-server.
-pub const MEM_VM_COUNTERS: usize = 16;
+pub const MEM_VM_COUNTERS: usize = 24;
 /// Counters per client at the io-sched-server.
 pub const IO_CLIENT_COUNTERS: usize = 14;
 
@@ -431,6 +443,8 @@ const _: () = {
     assert!(MemCounter::Count as usize <= MEM_COUNTERS);
     let demotions = MemCounter::DemotedMoving as usize - MemCounter::DemotedSharing as usize + 1;
     assert!(demotions == crate::mem::DEMOTIONS.len());
+    let faults = MemVmCounter::FaultsWindow as usize - MemVmCounter::FaultsFill as usize + 1;
+    assert!(faults == crate::mem::FAULTS.len());
     assert!(MemVmCounter::Count as usize <= MEM_VM_COUNTERS);
     assert!(IoCounter::Count as usize <= IO_CLIENT_COUNTERS);
     assert!(vmm_counter(VmmCounter::Count) <= WORDS);

@@ -191,8 +191,12 @@ fn full() -> Stats {
         let name = format!("some.term{at}");
         stats.terms.push(Term { server: ServerId::Mem, vm: None, name, value: 3, unit });
     }
-    let name = "server.bytes".to_owned();
     let vm = Some(VmId(0));
+    let name = "memory.faults.cow".to_owned();
+    stats.terms.push(Term { server: ServerId::Mem, vm, name, value: 7, unit: Unit::Count });
+    let name = "sharing.scanned".to_owned();
+    stats.terms.push(Term { server: ServerId::Mem, vm: None, name, value: 9, unit: Unit::Count });
+    let name = "server.bytes".to_owned();
     stats.terms.push(Term { server: ServerId::Root, vm, name, value: 3, unit: Unit::Bytes });
     stats
 }
@@ -218,6 +222,8 @@ fn the_text_keeps_the_grammar() {
         "ballast_io_shares{vm=\"web\",disk=\"disk1.1\"} 1000\n",
         "ballast_io_shares{vm=\"odd \\\"name\\\"\\\\\",disk=\"disk0\",group=\"tenant \\\"a\\\"\"} 1000\n",
         "ballast_io_reserved_rate{on=\"1\"} 0\n",
+        "ballast_vm_memory_faults_total{vm=\"web\",kind=\"cow\"} 7\n",
+        "ballast_share_scan_pages_total 9\n",
         "ballast_term_server_bytes{server=\"root-task\",vm=\"web\"} 3\n",
         "vm=\"odd \\\"name\\\"\\\\\"",
     ] {
@@ -227,6 +233,10 @@ fn the_text_keeps_the_grammar() {
     assert!(!text.contains("vm=\"web\",disk=\"disk0\",group"), "{text}");
     let of_disks = |line: &&str| line.contains("vm=\"odd") && line.contains("disk=\"disk0\"");
     assert!(text.lines().filter(of_disks).all(|line| line.contains("group=\"tenant")), "{text}");
+    // What has a family of its own is not there as a gauge as well.
+    for unwanted in ["ballast_term_memory_faults", "ballast_term_sharing_scanned"] {
+        assert!(!text.contains(unwanted), "{unwanted}\n{text}");
+    }
 }
 
 #[test]

@@ -309,11 +309,11 @@ fn actions() -> (f64, f64) {
             for vm in [small, large] {
                 let Some(stats) = world.server.vm_stats(vm) else { continue };
                 let above = stats.consumed > stats.target;
-                wrong += u32::from(state == PressureState::High && stats.swap_target > 0);
+                let paged = stats.swap_target > stats.states.swapped;
+                wrong += u32::from(state == PressureState::High && paged);
                 let has_balloon = vm == large;
-                wrong +=
-                    u32::from(state == PressureState::Soft && has_balloon && stats.swap_target > 0);
-                wrong += u32::from(state >= PressureState::Hard && above && stats.swap_target == 0);
+                wrong += u32::from(state == PressureState::Soft && has_balloon && paged);
+                wrong += u32::from(state >= PressureState::Hard && above && !paged);
                 wrong += u32::from(stats.blocked && (state != PressureState::Low || !above));
                 wrong += u32::from(state == PressureState::Low && above && !stats.blocked);
             }

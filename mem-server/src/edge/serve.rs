@@ -252,8 +252,7 @@ impl State {
         let mut faults = 0;
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let stats = self.server.vm_stats(vm).unwrap_or_default();
-            let answered: u64 = stats.faults.iter().sum();
-            faults += answered;
+            faults += stats.faults.iter().sum::<u64>();
             for (counter, value) in [
                 (MemVmCounter::Size, stats.size),
                 (MemVmCounter::Granted, stats.granted),
@@ -266,13 +265,15 @@ impl State {
                 (MemVmCounter::Compressed, stats.states.compressed),
                 (MemVmCounter::Overhead, stats.overhead),
                 (MemVmCounter::Target, stats.target),
-                (MemVmCounter::Faults, answered),
                 (MemVmCounter::Touched, stats.touched),
                 (MemVmCounter::SwapTarget, stats.swap_target),
                 (MemVmCounter::TaxPaid, stats.tax_paid),
                 (MemVmCounter::Large, stats.large),
             ] {
                 publish(mem_vm_counter(vm, counter), value);
+            }
+            for (kind, count) in stats.faults.iter().enumerate() {
+                publish(mem_vm_counter(vm, MemVmCounter::FaultsFill) + kind, *count);
             }
         }
         publish(mem_counter(MemCounter::Faults), faults);

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use protocol::link::{
     DiskStats, MachineStats, MemoryStats, Row, ServerId, ServerStats, ToHost, Unit, VmStats,
 };
-use protocol::mem::{DEMOTIONS, Explanation};
+use protocol::mem::{DEMOTIONS, Explanation, FAULTS};
 use protocol::root::{
     IoCounter, MemCounter, MemVmCounter, VmmCounter, io_counter, mem_counter, mem_vm_counter,
     vmm_counter,
@@ -34,6 +34,17 @@ const APART: [&str; DEMOTIONS.len()] = [
     "memory.small.paging",
     "memory.small.sampling",
     "memory.small.moving",
+];
+
+/// Names of the numbers of a VM's faults, in the order of [`FAULTS`].
+const FAULT_TERMS: [&str; FAULTS.len()] = [
+    "memory.faults.fill",
+    "memory.faults.cow",
+    "memory.faults.compressed",
+    "memory.faults.swap",
+    "memory.faults.balloon",
+    "memory.faults.remap",
+    "memory.faults.window",
 ];
 
 /// Memory of a VM: the mem-server's figures, and what the root-task holds for it.
@@ -116,6 +127,13 @@ pub fn vm_stats(
         ),
     };
     serial.send(&ToHost::Row { id, row: Row::VmStats { vm, stats } });
+    if has_mem {
+        let first = mem_vm_counter(vm, MemVmCounter::FaultsFill);
+        for (at, name) in FAULT_TERMS.into_iter().enumerate() {
+            let count = word(Client::Mem, first + at);
+            term(serial, id, ServerId::Mem, Some(vm), name, count, Unit::Count);
+        }
+    }
     let halted = word(Client::Vmm(vm), vmm_counter(VmmCounter::HaltedNanos));
     term(serial, id, ServerId::Vmm(vm), Some(vm), "vcpu.halted", halted, Unit::Nanos);
     let injected = word(Client::Vmm(vm), vmm_counter(VmmCounter::Injected));
