@@ -5,12 +5,12 @@ use crate::image::{self, Disk};
 use crate::machine::{Clock, Machine, Options};
 use crate::report::{self, Stats};
 use crate::session::{Ask, Line, Session, run_folder};
-use crate::settings::{io_changes, settings_of};
+use crate::settings::{group_changes, io_changes, memory_changes, settings_of};
 use crate::{Error, bench, client, console, doctor, reproduce, suite};
 use clap::{Args, Parser, Subcommand};
 use protocol::io::Policy;
 use protocol::link::{Request, ServerId, VmState};
-use protocol::system::Name;
+use protocol::system::{GroupMemoryChange, IoChange, Name};
 use protocol::units::{DiskId, VmId};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,6 +77,11 @@ enum Verb {
     Group {
         #[command(subcommand)]
         verb: GroupVerb,
+    },
+    /// The memory management of the running system.
+    Memory {
+        #[command(subcommand)]
+        verb: MemoryVerb,
     },
     /// The disk scheduler of the running system.
     Io {
@@ -149,11 +154,22 @@ enum View {
 
 #[derive(Debug, Subcommand)]
 enum GroupVerb {
-    /// Changes the disk claim of a group: io.limit=N, io.reservation=N, io.shares=N, io.burst=N,
+    /// Changes the claims of a group: memory.shares=N, memory.reservation=64M, and on the disk io.limit=N, io.reservation=N, io.shares=N, io.burst=N,
     /// io.limit_bytes=20M, io.reservation_bytes=5M; a limit of 0 is none.
     Set {
         /// Name of the group.
         group: String,
+        /// KEY=VALUE; all of them at once.
+        #[arg(required = true)]
+        settings: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum MemoryVerb {
+    /// Changes rates of the whole machine: tax=750 (permille, of VMs without one of their own), scan_pages_per_second=N,
+    /// scan_pages_per_second_vm=N.
+    Set {
         /// KEY=VALUE; all of them at once.
         #[arg(required = true)]
         settings: Vec<String>,
@@ -317,11 +333,10 @@ fn dispatch(verb: Verb) -> Result<(), Error> {
             Ok(())
         }
         Verb::Explain { vm, json } => explain(&vm, json),
-        Verb::Group { verb: GroupVerb::Set { group, settings } } => {
-            let change = io_changes(&settings)?;
-            let name = Name::try_from(group.as_str())
-                .map_err(|_| Error::Input(format!("no group is called '{group}'")))?;
-            client::Client::new()?.ask(Request::GroupSet { group: name, change }).map(drop)
+        Verb::Group { verb: GroupVerb::Set { group, settings } } => set_group(&group, &settings),
+        Verb::Memory { verb: MemoryVerb::Set { settings } } => {
+            let change = memory_changes(&settings)?;
+            client::Client::new()?.ask(Request::MemorySet(change)).map(drop)
         }
         Verb::Io { verb: IoVerb::Policy { policy } } => {
             client::Client::new()?.ask(Request::IoPolicy(policy.into())).map(drop)
@@ -636,10 +651,25 @@ help                 this list
 top                  what VMs and servers do (once)
 console NAME         a VM's console; Ctrl-] leaves
 vm list|start|stop|pause|resume|rm NAME, vm create FILE, vm set NAME KEY=VALUE
-group set NAME KEY=VALUE, io policy mclock|sfq|round-robin
+group set NAME KEY=VALUE, memory set KEY=VALUE, io policy mclock|sfq|round-robin
 caps, stats, explain NAME, kill SERVER, log
 quit                 ends the system
 The same verbs work from another terminal as `./ballast VERB`.";
+
+fn set_group(group: &str, settings: &[String]) -> Result<(), Error> {
+    let (io, memory) = group_changes(settings)?;
+    let group =
+        Name::try_from(group).map_err(|_| Error::Input(format!("no group is called '{group}'")))?;
+    let client = client::Client::new()?;
+    if memory != GroupMemoryChange::default() {
+        let group = group.clone();
+        client.ask(Request::GroupMemorySet { group, change: memory })?;
+    }
+    if io != IoChange::default() {
+        client.ask(Request::GroupSet { group, change: io })?;
+    }
+    Ok(())
+}
 
 /// Reads verbs until `quit` or the end of input.
 fn prompt(session: &Session) -> Result<(), Error> {

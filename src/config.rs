@@ -192,8 +192,7 @@ impl Reader<'_> {
         for (key, group) in &table.group {
             let group = system::Group {
                 name: self.name(key, "group")?,
-                memory_reservation: self.pages_or(group.memory.reservation.as_ref(), Pages(0))?,
-                memory_shares: raw::shares(group.memory.shares.as_ref()),
+                memory: self.group_memory(&group.memory)?,
                 io: self.io(group.io.as_ref())?,
                 sharing: group.sharing.into(),
             };
@@ -219,7 +218,7 @@ impl Reader<'_> {
             kernel_memory,
             io_policy: host.io_policy.into(),
             memory_policy: system::MemoryPolicy {
-                scan_pages_per_second: host.scan_pages_per_second,
+                controls: self.memory_controls(&host)?,
                 harvest: host.harvest,
                 swap,
                 large_pages: host.large_pages.unwrap_or(true),
@@ -287,6 +286,32 @@ impl Reader<'_> {
         })
     }
 
+    fn group_memory(&self, memory: &raw::GroupMemory) -> Result<system::GroupMemory, Error> {
+        let shares = memory.shares.as_ref().map(|shares| raw::shares(Some(shares)));
+        let reservation = self.pages_or(memory.reservation.as_ref(), Pages(0))?;
+        let claim = system::GroupMemory { reservation, shares };
+        claim.check().map_err(|_| {
+            let span = memory.shares.as_ref().map_or(0..0, Spanned::span);
+            let cure = "write \"low\", \"normal\", \"high\" or a number in between";
+            self.error(span, "shares are between 1 and 1000000", cure)
+        })?;
+        Ok(claim)
+    }
+
+    fn memory_controls(&self, host: &raw::Host) -> Result<system::MemoryControls, Error> {
+        let tax = host.tax.as_ref().map_or(system::TAX_DEFAULT, |tax| *tax.get_ref());
+        if tax > protocol::mem::TAX_MAX {
+            let span = host.tax.as_ref().map_or(0..0, Spanned::span);
+            let what = "the idle-memory tax is below 1000 permille";
+            return Err(self.error(span, what, "write a number from 0 to 999"));
+        }
+        Ok(system::MemoryControls {
+            tax,
+            scan_pages_per_second: host.scan_pages_per_second,
+            scan_pages_per_second_vm: host.scan_pages_per_second_vm.unwrap_or(u32::MAX),
+        })
+    }
+
     fn vm(&self, vm: &VmTable, groups: &[String], build: &mut Build) -> Result<system::Vm, Error> {
         let name = self.name(&vm.name, "VM")?;
         let size = self.pages(&vm.memory.size)?;
@@ -304,7 +329,7 @@ impl Reader<'_> {
             reservation: self.pages_or(vm.memory.reservation.as_ref(), Pages(0))?,
             shares: raw::shares(vm.memory.shares.as_ref()),
             limit: self.pages_or(vm.memory.limit.as_ref(), size)?,
-            tax: vm.memory.tax.as_ref().map_or(system::TAX_DEFAULT, |tax| *tax.get_ref()),
+            tax: vm.memory.tax.as_ref().map(|tax| *tax.get_ref()),
             sharing: vm.memory.sharing.into(),
         };
         let kernel = self.artefact(vm.kernel.get_ref(), vm.kernel.span(), true, build)?;

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use protocol::link::Setting;
-use protocol::system::IoChange;
+use protocol::system::{GroupMemoryChange, IoChange, MemoryChange};
 use protocol::units::Pages;
 
 /// Reads a size such as `64M`.
@@ -63,7 +63,7 @@ fn io_change(whole: &str, text: &str, change: &mut IoChange) -> Result<(), Error
     Ok(())
 }
 
-/// Reads changes of a group's disk claim, `io.KEY=VALUE` each.
+/// Reads changes of a claim on the disk, `io.KEY=VALUE` each.
 ///
 /// # Errors
 ///
@@ -72,6 +72,60 @@ pub fn io_changes(texts: &[String]) -> Result<IoChange, Error> {
     let mut change = IoChange::default();
     for text in texts {
         io_change(text, text, &mut change)?;
+    }
+    Ok(change)
+}
+
+/// Reads changes of a group's claims: `io.KEY=VALUE` on the disk, `memory.KEY=VALUE` on memory.
+///
+/// # Errors
+///
+/// [`Error::Input`] naming the word that is none, and what may be written.
+pub fn group_changes(texts: &[String]) -> Result<(IoChange, GroupMemoryChange), Error> {
+    let (mut io, mut memory) = (IoChange::default(), GroupMemoryChange::default());
+    for text in texts {
+        let known = match text.split_once('=') {
+            Some(("memory.shares", value)) => value.parse().ok().map(|shares| {
+                memory.shares = Some(shares);
+            }),
+            Some(("memory.reservation", value)) => pages(value).map(|pages| {
+                memory.reservation = Some(pages);
+            }),
+            _ => Some(io_change(text, text, &mut io)?),
+        };
+        known.ok_or_else(|| {
+            let cure = "write memory.shares=2000 or memory.reservation=64M";
+            Error::Input(format!("'{text}' is no memory setting of a group: {cure}"))
+        })?;
+    }
+    Ok((io, memory))
+}
+
+/// Reads changes of the machine's memory controls, `KEY=VALUE` each.
+///
+/// # Errors
+///
+/// [`Error::Input`] naming the word that is none, and what may be written.
+pub fn memory_changes(texts: &[String]) -> Result<MemoryChange, Error> {
+    let mut change = MemoryChange::default();
+    for text in texts {
+        let wrong = || {
+            Error::Input(format!(
+                "'{text}' is no memory setting of the machine: write tax=750, \
+                 scan_pages_per_second=2000 or scan_pages_per_second_vm=500"
+            ))
+        };
+        let (key, value) = text.split_once('=').ok_or_else(wrong)?;
+        let place = match key {
+            "tax" => {
+                change.tax = Some(value.parse().map_err(|_| wrong())?);
+                continue;
+            }
+            "scan_pages_per_second" => &mut change.scan_pages_per_second,
+            "scan_pages_per_second_vm" => &mut change.scan_pages_per_second_vm,
+            _ => return Err(wrong()),
+        };
+        *place = Some(value.parse().map_err(|_| wrong())?);
     }
     Ok(change)
 }
@@ -98,9 +152,9 @@ fn setting(text: &str) -> Result<Setting, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{io_changes, settings_of};
+    use super::{group_changes, memory_changes, settings_of};
     use protocol::link::Setting;
-    use protocol::system::IoChange;
+    use protocol::system::{GroupMemoryChange, IoChange, MemoryChange};
     use protocol::units::Pages;
 
     fn words(text: &str) -> Vec<String> {
@@ -121,9 +175,17 @@ mod tests {
             Setting::Balloon(None),
         ];
         assert_eq!(settings_of(&words(text)).unwrap(), expected);
-        let group = io_changes(&words("io.reservation=3 io.burst=9")).unwrap();
-        let expected = IoChange { reservation: Some(3), burst: Some(9), ..IoChange::default() };
-        assert_eq!(group, expected);
+        let text = "io.reservation=3 memory.shares=500 io.burst=9 memory.reservation=64M";
+        let io = IoChange { reservation: Some(3), burst: Some(9), ..IoChange::default() };
+        let memory = GroupMemoryChange { reservation: Some(Pages(64 << 8)), shares: Some(500) };
+        assert_eq!(group_changes(&words(text)).unwrap(), (io, memory));
+        let machine = memory_changes(&words("tax=500 scan_pages_per_second_vm=7")).unwrap();
+        let expected = MemoryChange {
+            tax: Some(500),
+            scan_pages_per_second_vm: Some(7),
+            ..MemoryChange::default()
+        };
+        assert_eq!(machine, expected);
     }
 
     #[test]
@@ -153,6 +215,13 @@ mod tests {
             let error = settings_of(&[wrong.to_owned()]).expect_err(wrong).to_string();
             assert!(error.contains(&format!("'{wrong}' is no")), "{wrong}: {error}");
         }
-        assert!(io_changes(&words("limit=1")).is_err(), "of a group: io.limit");
+        for text in ["limit=1", "memory.limit=64M", "memory.shares=many", "memory.reservation=x"] {
+            let Err(error) = group_changes(&words(text)) else { panic!("{text} is of a group") };
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        for text in ["tax", "tax=-1", "memory.tax=5", "scan_pages_per_second=fast"] {
+            let Err(error) = memory_changes(&words(text)) else { panic!("{text} is a setting") };
+            assert!(error.to_string().contains(text), "{error}");
+        }
     }
 }

@@ -6,7 +6,8 @@ use protocol::units::{MAX_VMS, Nanos, Pages, VmId};
 use crate::large::Hand;
 use crate::mechanism::Mechanism;
 use crate::page::PageState;
-use crate::policy::allocation::{Demand, Target, divide, taxed_shares};
+use crate::policy::allocation::{Demand, Target, taxed_shares};
+use crate::policy::groups::{FINE, divide_in_groups, weight};
 use crate::reclaim::Reclaimed;
 use crate::server::Server;
 use crate::sharing::Scanned;
@@ -158,8 +159,12 @@ impl Server<'_> {
         let record = self.vm(vm)?;
         let controls = &record.memory.controls;
         let charged = self.charge(record);
+        let group = record.memory.group;
+        let claim = group.and_then(|group| self.groups.get(usize::from(group)));
+        let fellows = self.vms.iter().flatten().filter(|vm| vm.memory.group == group);
+        let sum = fellows.map(|vm| u64::from(vm.memory.controls.shares)).sum();
         Some(Demand {
-            shares: controls.shares,
+            shares: weight(controls.shares, claim, sum),
             reservation: controls.reservation.0,
             limit: controls.limit.0,
             active: record.averages.active_pages(charged),
@@ -175,11 +180,13 @@ impl Server<'_> {
     /// Computes every VM's target.
     pub fn rebalance(&mut self) {
         let mut demands = [Demand::default(); MAX_VMS];
+        let mut groups = [None; MAX_VMS];
         let mut ids = [VmId(0); MAX_VMS];
         let mut count = 0;
         for vm in (0..MAX_VMS as u16).map(VmId) {
             if let Some(demand) = self.demand(vm) {
                 (demands[count], ids[count]) = (demand, vm);
+                groups[count] = self.vm(vm).and_then(|record| record.memory.group);
                 count += 1;
             }
         }
@@ -188,12 +195,15 @@ impl Server<'_> {
         let budget = self.total().saturating_sub(fixed);
         let mut targets = [Target::default(); MAX_VMS];
         let mut untaxed = [Target::default(); MAX_VMS];
-        self.background.level = divide(budget, &demands[..count], &mut targets[..count]);
+        let (groups, claims) = (&groups[..count], &self.groups);
+        let level =
+            divide_in_groups(budget, &demands[..count], groups, claims, &mut targets[..count]);
         self.background.budget = budget;
         for demand in &mut demands[..count] {
             demand.tax = 0;
         }
-        divide(budget, &demands[..count], &mut untaxed[..count]);
+        divide_in_groups(budget, &demands[..count], groups, claims, &mut untaxed[..count]);
+        self.background.level = level.saturating_mul(FINE);
         for at in 0..count {
             if let Some(record) = &mut self.vms[ids[at].0 as usize] {
                 record.target = targets[at].pages;
@@ -211,7 +221,8 @@ impl Server<'_> {
         Some(Explanation {
             stats: self.vm_stats(vm)?,
             controls: record.memory.controls,
-            taxed_shares: taxed_shares(&demand, self.charge(record)),
+            weight_milli: demand.shares * 1000 / FINE,
+            taxed_shares: taxed_shares(&demand, self.charge(record)) / FINE,
             tax: demand.tax,
             budget: self.background.budget,
             sum_reservations: self
@@ -380,9 +391,13 @@ impl Server<'_> {
 mod tests {
     use super::*;
     use crate::model::INCOMPRESSIBLE;
+    use crate::server::Policy;
     use crate::server::tests::{World, swapping};
     use proptest::prelude::*;
-    use protocol::mem::{GfnRange, Sharing, release_reason};
+    use protocol::mem::{
+        GfnRange, MemError, MemReply, MemRequest, Sharing, VmMemory, release_reason,
+    };
+    use protocol::system::GroupMemory;
 
     #[test]
     fn in_low_a_vm_above_its_target_waits_and_another_does_not() {
@@ -414,6 +429,70 @@ mod tests {
         assert_eq!(world.machine.signals.first(), Some(&VmId(0)), "it is told");
         assert!(world.write(0, pages, 1));
         world.check();
+    }
+
+    fn of_group(world: &mut World<'_>, vm: u16, shares: u32) {
+        let mut memory = VmMemory::new(Pages(8 << 8));
+        (memory.group, memory.controls.shares) = (Some(0), shares);
+        let order = MemRequest::CreateVm { vm: VmId(vm), memory };
+        let reply = world.server.order(order, &mut world.machine);
+        assert!(matches!(reply, MemReply::Created { .. }), "{reply:?}");
+    }
+
+    fn targets(world: &mut World<'_>) -> [u64; 3] {
+        world.server.rebalance();
+        [0, 1, 2].map(|vm| world.server.vm_stats(VmId(vm)).unwrap().target)
+    }
+
+    #[test]
+    fn a_groups_shares_are_its_vms_together() {
+        let mut world = World::new(6, 64, Policy { swap_slots: 8192, ..swapping() });
+        of_group(&mut world, 0, 1000);
+        of_group(&mut world, 1, 3000);
+        world.admit(2, 8, Sharing::None);
+        let alone = targets(&mut world);
+        assert!(alone[1] > alone[2], "3000 shares against 1000: {alone:?}");
+        let claim = GroupMemory { shares: Some(1000), reservation: Pages(0) };
+        let order = MemRequest::SetGroup { group: 0, claim };
+        assert_eq!(world.server.order(order, &mut world.machine), MemReply::Done);
+        let [first, second, other] = targets(&mut world);
+        assert!((first + second).abs_diff(other) <= 3, "{first} + {second} and {other}");
+        assert!(second.abs_diff(3 * first) <= 6, "{first} and {second}");
+        let terms = world.server.explain(VmId(1)).unwrap();
+        assert_eq!((terms.weight_milli, terms.controls.shares), (750_000, 3000));
+        // The group's guarantee, whatever its shares are.
+        let claim = GroupMemory { shares: Some(1), reservation: Pages(2000) };
+        let order = MemRequest::SetGroup { group: 0, claim };
+        assert_eq!(world.server.order(order, &mut world.machine), MemReply::Done);
+        let [first, second, _] = targets(&mut world);
+        assert!(first + second >= 1998, "{first} + {second}");
+        assert_eq!(world.server.bound(VmId(0)), Some(TargetBound::Group));
+    }
+
+    #[test]
+    fn what_a_group_reserves_is_nobody_elses() {
+        let mut world = World::new(6, 64, swapping());
+        of_group(&mut world, 0, 1000);
+        let set = |world: &mut World<'_>, group, pages| {
+            let claim = GroupMemory { shares: None, reservation: Pages(pages) };
+            world.server.order(MemRequest::SetGroup { group, claim }, &mut world.machine)
+        };
+        let total = world.server.total() - u64::from(world.server.own);
+        let much = set(&mut world, 0, total + 1);
+        assert!(matches!(much, MemReply::Error(MemError::NotEnoughMemory { .. })), "{much:?}");
+        assert_eq!(set(&mut world, 0, total - 512), MemReply::Done);
+        let mut memory = VmMemory::new(Pages(1024));
+        memory.controls.reservation = Pages(1024);
+        let order = MemRequest::CreateVm { vm: VmId(1), memory };
+        let (needed, available) = (Pages(1024), Pages(512));
+        let refused = MemReply::Error(MemError::NotEnoughMemory { needed, available });
+        assert_eq!(world.server.order(order, &mut world.machine), refused);
+        // A VM of the group has its reservation out of the group's.
+        memory.group = Some(0);
+        let order = MemRequest::CreateVm { vm: VmId(1), memory };
+        let reply = world.server.order(order, &mut world.machine);
+        assert!(matches!(reply, MemReply::Created { .. }), "{reply:?}");
+        assert!(matches!(set(&mut world, 200, 1), MemReply::Error(MemError::BadControls)));
     }
 
     proptest! {

@@ -42,6 +42,7 @@ impl Decision {
     pub const fn bound(&self) -> &'static str {
         match self.terms.bound {
             TargetBound::Reservation => "its reservation",
+            TargetBound::Group => "its group's reservation",
             TargetBound::Shares => "shares and tax",
             TargetBound::Limit => "its limit",
         }

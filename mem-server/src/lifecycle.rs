@@ -1,7 +1,8 @@
 //! VMs come, change their controls and go.
 
 use protocol::mem::{Controls, GuestStats, MemError, TargetBound, Trigger, VmMemory};
-use protocol::units::{Pages, VmId};
+use protocol::system::GroupMemory;
+use protocol::units::{MAX_VMS, Pages, VmId};
 
 use crate::admission::{self, Claim, Supply};
 use crate::background::Tokens;
@@ -41,7 +42,8 @@ impl Server<'_> {
             limit: memory.controls.limit.0,
             overhead: mechanism.overhead(&memory),
         };
-        admission::admit(self.supply(), self.claims(vm), claim)?;
+        let beyond = self.beyond(vm, memory.group, claim.reservation);
+        admission::admit(self.supply(), self.claims(vm).chain(beyond), claim)?;
         let base = self
             .find_entries(memory.size.0)
             .map_err(|free| MemError::TooManyPages { size: memory.size, free: Pages(free) })?;
@@ -86,6 +88,43 @@ impl Server<'_> {
     fn claims(&self, but: VmId) -> impl Iterator<Item = Claim> {
         let others = self.vms.iter().enumerate().filter(move |(at, _)| *at != but.0 as usize);
         others.filter_map(|(_, vm)| vm.as_ref()).map(|vm| vm.claim)
+    }
+
+    /// What each group reserves beyond the reservations of its VMs, of which `vm`, in `group`, has `reservation`.
+    fn beyond(&self, vm: VmId, group: Option<u8>, reservation: u64) -> impl Iterator<Item = Claim> {
+        (0_u8..).zip(&self.groups).map(move |(index, claim)| {
+            let own = if group == Some(index) { reservation } else { 0 };
+            self.group_claim(index, claim, vm, own)
+        })
+    }
+
+    /// What group `index` with `claim` reserves beyond `own` and the reservations of its VMs but `but`.
+    fn group_claim(&self, index: u8, claim: &GroupMemory, but: VmId, own: u64) -> Claim {
+        let others = self.vms.iter().enumerate().filter(|(at, _)| *at != but.0 as usize);
+        let members = others.filter_map(|(_, vm)| vm.as_ref());
+        let members = members.filter(|vm| vm.memory.group == Some(index));
+        let reserved = members.map(|vm| vm.claim.reservation).fold(own, u64::saturating_add);
+        let reservation = claim.reservation.0.saturating_sub(reserved);
+        Claim { reservation, ..Claim::default() }
+    }
+
+    /// Changes what the VMs of a group have together.
+    ///
+    /// # Errors
+    ///
+    /// [`MemError`] with the numbers; nothing changed.
+    pub fn set_group(&mut self, group: u8, claim: GroupMemory) -> Result<(), MemError> {
+        if usize::from(group) >= self.groups.len() || claim.check().is_err() {
+            return Err(MemError::BadControls);
+        }
+        let nobody = VmId(MAX_VMS as u16);
+        let wanted = self.group_claim(group, &claim, nobody, 0);
+        let rest = (0_u8..).zip(&self.groups).filter(|(index, _)| *index != group);
+        let rest = rest.map(|(index, claim)| self.group_claim(index, claim, nobody, 0));
+        admission::admit(self.supply(), self.claims(nobody).chain(rest), wanted)?;
+        self.groups[usize::from(group)] = claim;
+        self.background.trigger(Trigger::Controls);
+        Ok(())
     }
 
     /// First fit among the entries in use, aligned to 2 MiB of guest memory; or how many there are in the largest gap.
@@ -154,7 +193,9 @@ impl Server<'_> {
             limit: controls.limit.0,
             overhead: record.claim.overhead,
         };
-        admission::admit(self.supply(), self.claims(vm), claim)?;
+        let group = self.vm(vm).and_then(|record| record.memory.group);
+        let beyond = self.beyond(vm, group, claim.reservation);
+        admission::admit(self.supply(), self.claims(vm).chain(beyond), claim)?;
         if let Some(record) = &mut self.vms[vm.0 as usize] {
             record.memory.controls = controls;
             record.claim = claim;

@@ -112,12 +112,18 @@ impl Server<'_> {
                 mechanism.signal_vmm(vm);
                 MemReply::Done
             }
-            MemRequest::SetTax { permille } if permille <= admission::TAX_MAX => {
-                self.policy.tax = permille;
+            MemRequest::SetGroup { group, claim } => match self.set_group(group, claim) {
+                Ok(()) => MemReply::Done,
+                Err(error) => MemReply::Error(error),
+            },
+            MemRequest::SetMachine(controls) if controls.tax <= admission::TAX_MAX => {
+                self.policy.tax = controls.tax;
+                self.policy.scan_rate = controls.scan_pages_per_second;
+                self.policy.scan_rate_vm = controls.scan_pages_per_second_vm;
                 self.background.trigger(Trigger::Controls);
                 MemReply::Done
             }
-            MemRequest::SetTax { .. } => MemReply::Error(MemError::BadControls),
+            MemRequest::SetMachine(_) => MemReply::Error(MemError::BadControls),
             MemRequest::SetSwap { pages } => {
                 self.swap.resize(u32::try_from(pages.0).unwrap_or(u32::MAX));
                 MemReply::Done

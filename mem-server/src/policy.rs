@@ -3,6 +3,7 @@
 pub mod allocation;
 pub mod balloon;
 pub mod estimator;
+pub mod groups;
 pub mod harvest;
 pub mod iopage;
 pub mod large;

@@ -1,6 +1,7 @@
 //! The server: its state, and the steps everything else is made of: a page changes its state, loses its mapping, gets a frame.
 
 use protocol::mem::{GuestStats, Refusal, TargetBound, VmMemory};
+use protocol::system::{GROUPS_MAX, GroupMemory};
 use protocol::units::{MAX_VMS, Nanos, VmId};
 
 use crate::admission::Claim;
@@ -194,6 +195,8 @@ pub struct Server<'a> {
     pub(crate) entries: &'a mut [Entry],
     pub(crate) regions: &'a mut [Region],
     pub(crate) vms: [Option<Vm>; MAX_VMS],
+    /// Claims of the groups, by number.
+    pub(crate) groups: [GroupMemory; GROUPS_MAX],
     /// The machine's frame of zeros.
     pub(crate) zero: Frame,
     /// Frames the server took for itself one by one (the frame of zeros).
@@ -277,6 +280,7 @@ impl<'a> Server<'a> {
             entries: tables.entries,
             regions: tables.regions,
             vms: [const { None }; MAX_VMS],
+            groups: [GroupMemory::default(); GROUPS_MAX],
             zero,
             own: 1,
             share: ShareTable::new(tables.records, tables.buckets),

@@ -160,6 +160,15 @@ pub enum Request {
         /// What changes.
         change: system::IoChange,
     },
+    /// Changes the claim of a group on memory.
+    GroupMemorySet {
+        /// The group's name.
+        group: system::Name,
+        /// What changes.
+        change: system::GroupMemoryChange,
+    },
+    /// Changes the machine's memory controls.
+    MemorySet(system::MemoryChange),
     /// Another policy for the disk.
     IoPolicy(crate::io::Policy),
     /// Changes the disk claim of the swap partition.
@@ -693,7 +702,7 @@ mod tests {
                 reservation: Pages(u64::MAX),
                 shares: u32::MAX,
                 limit: Pages(u64::MAX),
-                tax: u16::MAX,
+                tax: Some(u16::MAX),
                 sharing: Sharing::None,
             },
             kernel: name.clone(),

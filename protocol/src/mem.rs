@@ -155,6 +155,8 @@ pub struct VmMemory {
     pub low: Pages,
     /// What it may have.
     pub controls: Controls,
+    /// The group it is in, by number.
+    pub group: Option<u8>,
     /// Whether the guest has a balloon the mem-server may steer.
     pub balloon: bool,
 }
@@ -178,6 +180,7 @@ impl VmMemory {
                 tax: None,
                 sharing: Sharing::Vm,
             },
+            group: None,
             balloon: true,
         }
     }
@@ -197,10 +200,10 @@ impl VmMemory {
             reservation: memory.reservation,
             limit: memory.limit,
             shares: memory.shares,
-            tax: Some(memory.tax),
+            tax: memory.tax,
             sharing,
         };
-        Self { controls, balloon: balloon.present, ..Self::new(memory.size) }
+        Self { controls, group, balloon: balloon.present, ..Self::new(memory.size) }
     }
 
     /// Dense index of a guest frame, `None` where there is no memory.
@@ -288,10 +291,15 @@ pub enum MemRequest {
         /// Size of the balloon.
         target: Option<Pages>,
     },
-    /// root: change the machine's idle memory tax.
-    SetTax {
-        /// Permille, 0..=[`TAX_MAX`].
-        permille: u16,
+    /// root: change the machine's rates. Reply [`MemReply::Done`].
+    SetMachine(crate::system::MemoryControls),
+    /// root: change what the VMs of a group have together; refused like an admission if the new reservation cannot be met. Reply
+    /// [`MemReply::Done`].
+    SetGroup {
+        /// Which.
+        group: u8,
+        /// All of it.
+        claim: crate::system::GroupMemory,
     },
     /// root: the swap partition is attached at client [`crate::slots::SWAP_CLIENT`]'s ring. Reply [`MemReply::Done`].
     SetSwap {
@@ -545,7 +553,9 @@ pub struct Explanation {
     pub stats: VmStats,
     /// Its controls.
     pub controls: Controls,
-    /// Shares after the idle memory tax: `shares * 1000 / (f + k (1 - f))`.
+    /// Shares in the division times 1000: its own, or its part of its group's.
+    pub weight_milli: u64,
+    /// Those after the idle memory tax: `weight * 1000 / (f + k (1 - f))`.
     pub taxed_shares: u64,
     /// Tax in force, permille.
     pub tax: u16,
@@ -580,6 +590,8 @@ pub const DEMOTIONS: [&str; 6] =
 pub enum TargetBound {
     /// The reservation holds it up.
     Reservation,
+    /// The reservation of its group holds it up.
+    Group,
     /// In between: its taxed shares decide.
     #[default]
     Shares,
@@ -689,6 +701,7 @@ mod tests {
         let reply = MemReply::Explanation(Explanation {
             stats,
             controls,
+            weight_milli: u64::MAX,
             taxed_shares: u64::MAX,
             tax: TAX_MAX,
             budget: u64::MAX,

@@ -5,6 +5,7 @@
 //! damaged or hand-made archive is refused by the same words. Fields are appended, never moved.
 
 use crate::io::Policy;
+use crate::mem::TAX_MAX;
 use crate::stripe::Stripes;
 use crate::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, Pages};
 use heapless::{String, Vec};
@@ -61,8 +62,8 @@ pub struct Memory {
     pub shares: u32,
     /// What it never exceeds (max); never above `size`.
     pub limit: Pages,
-    /// Idle-memory tax, 0..=999 permille.
-    pub tax: u16,
+    /// Idle-memory tax, 0..=999 permille; `None` takes the machine's.
+    pub tax: Option<u16>,
     /// Who may share its pages.
     pub sharing: Sharing,
 }
@@ -205,14 +206,55 @@ pub struct Vm {
 pub struct Group {
     /// Its name, unique among groups.
     pub name: Name,
-    /// Memory its VMs together always get.
-    pub memory_reservation: Pages,
-    /// Weight of the group's memory against other groups.
-    pub memory_shares: u32,
+    /// Its claim on memory.
+    pub memory: GroupMemory,
     /// Its claim on the disk.
     pub io: IoControl,
     /// Whether its VMs may share equal pages.
     pub sharing: Sharing,
+}
+
+/// What the VMs of a group have of memory together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMemory {
+    /// What they always get when they ask.
+    pub reservation: Pages,
+    /// Weight of the group against other groups and VMs without one, divided among its VMs by theirs: 1..=[`SHARES_MAX`]; `None`
+    /// leaves them the weights they have.
+    pub shares: Option<u32>,
+}
+
+/// A change of a group's claim on memory; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMemoryChange {
+    /// Its reservation.
+    pub reservation: Option<Pages>,
+    /// Its weight.
+    pub shares: Option<u32>,
+}
+
+impl GroupMemory {
+    /// Checks the claim by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`VmRule::Shares`].
+    pub fn check(&self) -> Result<(), VmRule> {
+        match self.shares {
+            Some(shares) if shares == 0 || shares > SHARES_MAX => Err(VmRule::Shares),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl GroupMemoryChange {
+    /// The claim after the change.
+    pub fn applied(&self, claim: &GroupMemory) -> GroupMemory {
+        GroupMemory {
+            reservation: self.reservation.unwrap_or(claim.reservation),
+            shares: self.shares.or(claim.shares),
+        }
+    }
 }
 
 /// Most steps of an array's throughput.
@@ -278,14 +320,56 @@ impl DiskModel {
 /// What the mem-server does beyond handing out pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryPolicy {
-    /// Pages the sharing scanner may look at per second; 0 turns it off.
-    pub scan_pages_per_second: u32,
+    /// What may change while it runs.
+    pub controls: MemoryControls,
     /// Active memory is estimated from access bits instead of by sampling.
     pub harvest: bool,
     /// The swap partition.
     pub swap: Option<Swap>,
     /// Regions of 2 MiB are mapped by large pages where that is possible.
     pub large_pages: bool,
+}
+
+/// Rates of the whole machine's memory management.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryControls {
+    /// Idle-memory tax of VMs without one of their own, 0..=[`TAX_MAX`] permille.
+    pub tax: u16,
+    /// Pages the sharing scanner may look at per second; 0 turns it off.
+    pub scan_pages_per_second: u32,
+    /// Pages it may look at per second in one VM.
+    pub scan_pages_per_second_vm: u32,
+}
+
+impl Default for MemoryControls {
+    fn default() -> Self {
+        Self { tax: TAX_DEFAULT, scan_pages_per_second: 0, scan_pages_per_second_vm: u32::MAX }
+    }
+}
+
+/// A change of [`MemoryControls`]; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryChange {
+    /// The tax.
+    pub tax: Option<u16>,
+    /// The scanner's rate.
+    pub scan_pages_per_second: Option<u32>,
+    /// Its rate in one VM.
+    pub scan_pages_per_second_vm: Option<u32>,
+}
+
+impl MemoryChange {
+    /// The controls after the change.
+    pub fn applied(&self, controls: &MemoryControls) -> MemoryControls {
+        let scan_vm = self.scan_pages_per_second_vm;
+        MemoryControls {
+            tax: self.tax.unwrap_or(controls.tax),
+            scan_pages_per_second: self
+                .scan_pages_per_second
+                .unwrap_or(controls.scan_pages_per_second),
+            scan_pages_per_second_vm: scan_vm.unwrap_or(controls.scan_pages_per_second_vm),
+        }
+    }
 }
 
 /// A partition that guest pages go to when memory is short.
@@ -443,7 +527,7 @@ impl Vm {
             (memory.limit > memory.size, VmRule::Limit),
             (memory.reservation > memory.limit, VmRule::Reservation),
             (memory.shares == 0 || memory.shares > SHARES_MAX, VmRule::Shares),
-            (memory.tax >= 1000, VmRule::Tax),
+            (memory.tax.is_some_and(|tax| tax > TAX_MAX), VmRule::Tax),
             (self.group.is_some_and(|group| usize::from(group) >= groups), VmRule::Group),
             (self.disks.iter().any(|disk| !disk.fits(disks)), VmRule::Place),
         ];
@@ -496,10 +580,16 @@ impl System {
         swap.map_or(Ok(()), |swap| swap.io.check()).map_err(SystemError::Swap)
     }
 
-    /// Sum of the reservations and overheads of the VMs that start at boot.
+    /// Sum of the reservations and overheads of the VMs that start at boot, and of what groups reserve beyond their VMs.
     pub fn reserved(&self) -> Pages {
         let claim = |vm: &Vm| vm.memory.reservation.0.saturating_add(overhead(vm.memory.size).0);
-        Pages(self.vms.iter().filter(|vm| vm.autostart).map(claim).fold(0, u64::saturating_add))
+        let started = || self.vms.iter().filter(|vm| vm.autostart);
+        let beyond = (0_u8..).zip(&self.groups).map(|(index, group)| {
+            let own = started().filter(|vm| vm.group == Some(index));
+            let own = own.map(|vm| vm.memory.reservation.0).fold(0, u64::saturating_add);
+            group.memory.reservation.0.saturating_sub(own)
+        });
+        Pages(started().map(claim).chain(beyond).fold(0, u64::saturating_add))
     }
 
     fn check_names(&self) -> Result<(), SystemError> {
@@ -542,8 +632,8 @@ impl System {
 #[cfg(test)]
 mod tests {
     use super::{
-        Balloon, Disk, DiskModel, Group, IoControl, Memory, MemoryPolicy, ModelStep, Name, Sharing,
-        System, SystemError, Vm, VmRule,
+        Balloon, Disk, DiskModel, Group, GroupMemory, IoControl, Memory, MemoryPolicy, ModelStep,
+        Name, Sharing, System, SystemError, Vm, VmRule,
     };
     use crate::io::Policy;
     use crate::units::{DiskId, Nanos, Pages};
@@ -562,7 +652,7 @@ mod tests {
                 reservation: Pages(0x4000),
                 shares: 1000,
                 limit: Pages(0x8000),
-                tax: 750,
+                tax: Some(750),
                 sharing: Sharing::Group,
             },
             kernel: name("debian"),
@@ -698,8 +788,7 @@ mod tests {
         let mut system = system();
         let group = Group {
             name: name("web"),
-            memory_reservation: Pages(0),
-            memory_shares: 1000,
+            memory: GroupMemory::default(),
             io: IoControl::default(),
             sharing: Sharing::None,
         };

@@ -207,6 +207,9 @@ impl Root {
     }
 
     fn make_mem(&mut self) -> Result<(), Fail> {
+        // As they are now, if this is not the first.
+        self.mem_start.policy.controls = *self.supervisor.memory_controls();
+        self.mem_start.groups = self.supervisor.io_settings().0.clone();
         self.mem_start.seed = self.core.wall_seconds.rotate_left(32) ^ runtime::clock::tsc();
         let (objects, core, start) = (&mut self.objects, &mut self.core, self.mem_start.clone());
         let server = servers::make_mem(objects, core, &self.blobs, &self.mem_blocks, start)?;

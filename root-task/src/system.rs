@@ -12,7 +12,9 @@ use protocol::link::{Event, Refusal, ServerId, StopReason, VmState};
 use protocol::mem::{Explanation, MemError, MemRequest, VmMemory};
 use protocol::root::{IoCommand, Text, VmmCommand};
 use protocol::slots::{Client, SWAP_CLIENT, SWAP_DISK};
-use protocol::system::{GROUPS_MAX, Group, IoControl, Memory, System, Vm, VmRule};
+use protocol::system::{
+    GROUPS_MAX, Group, GroupMemory, IoControl, Memory, MemoryControls, System, Vm, VmRule,
+};
 use protocol::units::{DiskId, MACHINE_DISKS_MAX, MAX_VMS, Nanos, VmId};
 
 mod answers;
@@ -191,6 +193,8 @@ enum MemWait {
     Destroy(VmId),
     Controls { vm: VmId, id: u32, memory: Memory },
     Balloon(u32),
+    Group { id: u32, group: u8, claim: GroupMemory },
+    Machine { id: u32, controls: MemoryControls },
     Explain { vm: VmId, id: u32 },
     Swap,
 }
@@ -249,6 +253,7 @@ pub struct Supervisor {
     vms: [Option<Entry>; MAX_VMS],
     groups: Vec<Group, GROUPS_MAX>,
     io_policy: Policy,
+    memory: MemoryControls,
     clients: [Option<ClientEntry>; MAX_CLIENTS],
     swap: swap::Swap,
     has_booted: bool,
@@ -290,6 +295,7 @@ impl Supervisor {
             vms: core::array::from_fn(|_| configs.next().map(|config| Entry::new(config.clone()))),
             groups: system.groups.clone(),
             io_policy: system.io_policy,
+            memory: system.memory_policy.controls,
             clients: [None; MAX_CLIENTS],
             swap: swap::Swap::new(system.memory_policy.swap.clone()),
             has_booted: false,
@@ -355,6 +361,11 @@ impl Supervisor {
     /// Figures of the last [`Output::Disk`].
     pub const fn disk_stats(&self) -> &DiskStats {
         &self.disk_stats
+    }
+
+    /// The machine's memory controls as they are now: what a new mem-server is told.
+    pub const fn memory_controls(&self) -> &MemoryControls {
+        &self.memory
     }
 
     /// The groups with their present claims, and the disks' policy: what a new io-sched-server is told.

@@ -98,8 +98,12 @@ pub struct Host {
     pub disk_model: Option<Spanned<DiskModel>>,
     /// Disks of the machine.
     pub disks: Option<Spanned<u8>>,
+    /// Idle-memory tax of VMs without one of their own, in permille.
+    pub tax: Option<Spanned<u16>>,
     /// Speed of the sharing scanner.
     pub scan_pages_per_second: u32,
+    /// Its speed in one VM.
+    pub scan_pages_per_second_vm: Option<u32>,
     /// Estimate activity from access bits.
     pub harvest: bool,
     /// Map regions of 2 MiB by large pages where possible; so it is without a word.

@@ -37,7 +37,7 @@ fn run(id: &str) -> Result<Option<Outcome>, Error> {
 fn work(rate: u32) -> Result<u64, Error> {
     crate::image::progress(&format!("a guest computes while {rate} pages a second are scanned"));
     let mut config = Config::load(&Path::new(WORKSPACE).join("images/systems/scan-work.toml"))?;
-    config.system.memory_policy.scan_pages_per_second = rate;
+    config.system.memory_policy.controls.scan_pages_per_second = rate;
     // On one core: what the scanner takes, the guest waits for.
     let session = bench::start(&config, 1)?;
     let taken = session.wait("end of the guest's work", HANG, |heard| {

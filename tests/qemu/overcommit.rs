@@ -1,11 +1,15 @@
 //! More memory promised than there is: many VMs start, and five under load lose no page.
 
-use crate::boot::{start, stats, stop, text};
+use crate::boot::{memory, start, stats, stop, text};
+use crate::system::eventually;
 use ballast::machine::Clock;
+use ballast::report::Stats;
 use ballast::session::{Ask, Session};
 use protocol::link::{Event, MemoryStats, Request, ServerId, VmState};
+use protocol::system::{GroupMemoryChange, Name};
 use protocol::units::{DiskId, Pages, VmId};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 use tests::guest::{HANG, Shell};
@@ -104,6 +108,33 @@ fn rounds(shell: &mut Shell<'_>, count: usize) -> Result<(), Failure> {
     said.map_err(|word| format!("the load said {word}"))
 }
 
+/// Gives `batch` more than `web` has, and takes it back.
+fn group_shares(session: &Session) -> Result<(), Failure> {
+    let targets = |stats: &Stats, vms: Range<u16>| -> u64 {
+        vms.map(|vm| memory(stats, VmId(vm)).target.0).sum()
+    };
+    let set = |change| {
+        let group = Name::try_from("batch").map_err(|_| "a name".to_owned())?;
+        session.ask(Request::GroupMemorySet { group, change }).map(drop).map_err(text)
+    };
+    let shares = |shares| GroupMemoryChange { shares: Some(shares), reservation: None };
+    let before = stats(session)?;
+    let (web, batch) = (targets(&before, 0..3), targets(&before, 3..5));
+    // High against low, four to one, and three VMs against two.
+    if web <= batch * 3 / 2 {
+        return Err(format!("{web} pages for web, {batch} for batch"));
+    }
+    set(shares(8000))?;
+    eventually(session, "more for batch", |stats| targets(stats, 3..5) > batch * 5 / 4)?;
+    set(shares(500))?;
+    eventually(session, "as before", |stats| targets(stats, 3..5) < batch * 9 / 8)?;
+    let much = GroupMemoryChange { shares: None, reservation: Some(Pages(1 << 18)) };
+    match set(much) {
+        Err(why) if why.contains("memory is short") => Ok(()),
+        other => Err(format!("a reservation of 1 GiB: {other:?}")),
+    }
+}
+
 fn overcommit(runner: &mut Runner) {
     let mut started = None;
     let booted = runner.case("overcommit: five VMs of 60 % more than there is start", || {
@@ -149,6 +180,9 @@ fn overcommit(runner: &mut Runner) {
                 (1.., 0) => Ok(()),
                 (with, alone) => Err(format!("{with} pages shared in a group, {alone} alone")),
             }
+        });
+        runner.case("overcommit: a group's shares are its VMs' targets, while it runs", || {
+            group_shares(&session)
         });
         runner.case("overcommit: a new io-sched-server finds the swap requests", || {
             session.ask(Request::Kill(ServerId::Io(DiskId(0)))).map_err(text)?;

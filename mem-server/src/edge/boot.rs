@@ -231,12 +231,23 @@ pub fn start(startup: &Startup, given: &MemStart) -> Result<Running, StartError>
     let (tables, holds, spaces) = tables.ok_or(StartError::NoMemory)?;
     let mut spaces = Spaces::new(Calls::new(top, free.take(), view), layout, holds, spaces);
     let policy = Policy {
-        scan_rate: given.policy.scan_pages_per_second,
+        tax: given.policy.controls.tax,
+        scan_rate: given.policy.controls.scan_pages_per_second,
+        scan_rate_vm: given.policy.controls.scan_pages_per_second_vm,
         source: if given.policy.harvest { Source::Harvest } else { Source::Sampling },
         large_pages: given.policy.large_pages,
         secret: mix(given.seed ^ super::entropy::word()),
         ..Policy::default()
     };
-    let server = Server::new(tables, policy, &mut spaces).ok_or(StartError::NoMemory)?;
+    let mut server = Server::new(tables, policy, &mut spaces).ok_or(StartError::NoMemory)?;
+    for (number, group) in (0..).zip(&given.groups) {
+        if server.set_group(number, group.memory).is_err() {
+            // Its VMs start all the same, each on its own reservation.
+            defmt::error!(
+                "group {=u8} cannot have its reservation: there is too little memory",
+                number
+            );
+        }
+    }
     Ok((server, spaces))
 }

@@ -18,8 +18,8 @@ use protocol::mem::TargetBound;
 /// One client of the division.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// Weight, at least 1.
-    pub shares: u32,
+    /// Weight, at least 1; only ratios count.
+    pub shares: u64,
     /// Least pages.
     pub reservation: u64,
     /// Most pages.
@@ -116,7 +116,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn demand() -> impl Strategy<Value = Demand> {
-        (1u32..5000, 0u64..200, 0u64..200, 0u64..250, 0u16..1000).prop_map(
+        (1u64..5000, 0u64..200, 0u64..200, 0u64..250, 0u16..1000).prop_map(
             |(shares, a, b, active, tax)| Demand {
                 shares,
                 reservation: a.min(b),
@@ -135,7 +135,7 @@ mod tests {
                 let (demand, have) = (&demands[index], pages[index] + 1);
                 let k = 1000.0 / (1000.0 - f64::from(demand.tax));
                 let f = (demand.active as f64 / have as f64).min(1.0);
-                f64::from(demand.shares) / (have as f64 * (f + k * (1.0 - f)))
+                demand.shares as f64 / (have as f64 * (f + k * (1.0 - f)))
             };
             let best = (0..demands.len())
                 .filter(|index| pages[*index] < demands[*index].limit)

@@ -269,6 +269,7 @@ pub fn explanation(serial: &mut Serial, id: u32, vm: VmId, terms: &Explanation) 
     }
     let counts = [
         ("memory.shares", u64::from(terms.controls.shares)),
+        ("memory.weight_milli", terms.weight_milli),
         ("memory.taxed_shares", terms.taxed_shares),
         ("memory.level_milli", terms.level_milli),
     ];

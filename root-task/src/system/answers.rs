@@ -178,13 +178,29 @@ impl Supervisor {
             }
             (MemWait::Destroy(vm), _) => self.ended(vm, actions),
             (MemWait::Swap, _) => self.boot_vms(actions),
-            (MemWait::Controls { id, .. } | MemWait::Balloon(id), MemReply::Error(error)) => {
+            (
+                MemWait::Controls { id, .. }
+                | MemWait::Balloon(id)
+                | MemWait::Group { id, .. }
+                | MemWait::Machine { id, .. },
+                MemReply::Error(error),
+            ) => {
                 done(actions, id, Err(mem_refusal(*error)));
             }
             (MemWait::Controls { vm, id, memory }, _) => {
                 if let Some(entry) = self.entry_mut(vm) {
                     entry.config.memory = memory;
                 }
+                done(actions, id, Ok(()));
+            }
+            (MemWait::Group { id, group, claim }, _) => {
+                if let Some(group) = self.groups.get_mut(usize::from(group)) {
+                    group.memory = claim;
+                }
+                done(actions, id, Ok(()));
+            }
+            (MemWait::Machine { id, controls }, _) => {
+                self.memory = controls;
                 done(actions, id, Ok(()));
             }
             (MemWait::Balloon(id), _) => done(actions, id, Ok(())),

@@ -89,7 +89,11 @@ impl Supervisor {
             MemWait::Destroy(vm) => self.ended(vm, actions),
             // Told again when the ring is there again.
             MemWait::Swap => {}
-            MemWait::Controls { id, .. } | MemWait::Balloon(id) | MemWait::Explain { id, .. } => {
+            MemWait::Controls { id, .. }
+            | MemWait::Balloon(id)
+            | MemWait::Group { id, .. }
+            | MemWait::Machine { id, .. }
+            | MemWait::Explain { id, .. } => {
                 done(actions, id, Err(refusal));
             }
         }

@@ -6,10 +6,10 @@ use super::{
 };
 use protocol::io::MAX_CLIENTS;
 use protocol::link::{Refusal, Request, ServerId, Setting, StopReason, VmState};
-use protocol::mem::{MemRequest, VmMemory};
+use protocol::mem::{MemRequest, TAX_MAX, VmMemory};
 use protocol::root::{IoCommand, VmmCommand};
 use protocol::slots::{SWAP_CLIENT, SWAP_DISK};
-use protocol::system::{IoChange, Vm, VmRule};
+use protocol::system::{GroupMemoryChange, IoChange, MemoryChange, Vm, VmRule};
 use protocol::units::{DiskId, MAX_VMS, VmId};
 
 impl Supervisor {
@@ -55,6 +55,10 @@ impl Supervisor {
             Request::GroupSet { group, change } => {
                 self.host_set_group(id, &group, &change, actions)
             }
+            Request::GroupMemorySet { group, change } => {
+                self.host_set_group_memory(id, &group, &change, actions)
+            }
+            Request::MemorySet(change) => self.host_set_memory(id, &change, actions),
             Request::IoPolicy(policy) => {
                 let command = IoCommand::SetPolicy(policy);
                 self.ask_io(DiskId(0), command, IoWait::Policy { id, policy }, actions)
@@ -180,7 +184,7 @@ impl Supervisor {
             Setting::MemoryShares(shares) => memory.shares = shares,
             Setting::MemoryReservation(pages) => memory.reservation = pages,
             Setting::MemoryLimit(pages) => memory.limit = pages,
-            Setting::MemoryTax(tax) => memory.tax = tax,
+            Setting::MemoryTax(tax) => memory.tax = Some(tax),
             Setting::Balloon(target) => {
                 if !is_up {
                     return self.wrong_state(vm);
@@ -280,6 +284,41 @@ impl Supervisor {
         }
         let command = IoCommand::SetDisk { client: SWAP_CLIENT, control };
         self.ask_io(SWAP_DISK, command, IoWait::Swap { id, control }, actions)
+    }
+
+    pub(super) fn host_set_group_memory(
+        &mut self,
+        id: u32,
+        name: &str,
+        change: &GroupMemoryChange,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let mut known = (0_u8..).zip(&self.groups);
+        let Some((group, settings)) = known.find(|(_, group)| group.name == *name) else {
+            return Some(Err(Refusal::Unknown));
+        };
+        let claim = change.applied(&settings.memory);
+        if let Err(rule) = claim.check() {
+            return Some(Err(Refusal::Rule(rule)));
+        }
+        let wait = MemWait::Group { id, group, claim };
+        let is_told = self.tell_mem(MemRequest::SetGroup { group, claim }, wait, actions);
+        (!is_told).then_some(Err(Refusal::Full))
+    }
+
+    pub(super) fn host_set_memory(
+        &mut self,
+        id: u32,
+        change: &MemoryChange,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let controls = change.applied(&self.memory);
+        if controls.tax > TAX_MAX {
+            return Some(Err(Refusal::Rule(VmRule::Tax)));
+        }
+        let wait = MemWait::Machine { id, controls };
+        let is_told = self.tell_mem(MemRequest::SetMachine(controls), wait, actions);
+        (!is_told).then_some(Err(Refusal::Full))
     }
 
     /// Asks the server of `on` for its figures; those of the next disk follow when it has answered.

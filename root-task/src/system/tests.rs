@@ -5,7 +5,10 @@ use protocol::link::{Request, Setting};
 use protocol::mem::{MemEvent, MemReply};
 use protocol::root::{Command, FaultReport, RootReply, RootRequest, VmEvent};
 use protocol::slots::SWAP_CLIENT;
-use protocol::system::{Balloon, Disk, IoChange, IoControl, MemoryPolicy, Name, Sharing};
+use protocol::system::{
+    Balloon, Disk, GroupMemory, GroupMemoryChange, IoChange, IoControl, MemoryChange, MemoryPolicy,
+    Name, Sharing,
+};
 use protocol::units::{Gfn, Pages};
 
 struct All;
@@ -36,7 +39,7 @@ fn vm(text: &str, disks: usize) -> Vm {
             reservation: Pages(0x1000),
             shares: 1000,
             limit: Pages(0x8000),
-            tax: 750,
+            tax: Some(750),
             sharing: Sharing::Vm,
         },
         kernel: name("linux"),
@@ -51,8 +54,7 @@ fn vm(text: &str, disks: usize) -> Vm {
 fn system(vms: &[Vm]) -> System {
     let group = Group {
         name: name("web"),
-        memory_reservation: Pages(0),
-        memory_shares: 1000,
+        memory: GroupMemory::default(),
         io: IoControl::default(),
         sharing: Sharing::Group,
     };
@@ -160,7 +162,9 @@ impl World {
             self.io_refuses && self.refusing.is_none_or(|disk| client == Client::Io(disk));
         while let RootReply::Command(command) = self.ask(client, &RootRequest::NextCommand, more) {
             let answer = match command {
-                Command::Mem(MemRequest::CreateVm { .. }) if self.mem_refuses => {
+                Command::Mem(MemRequest::CreateVm { .. } | MemRequest::SetGroup { .. })
+                    if self.mem_refuses =>
+                {
                     let error = MemError::NotEnoughMemory { needed: Pages(9), available: Pages(1) };
                     RootRequest::MemAnswer(MemReply::Error(error))
                 }
@@ -457,6 +461,27 @@ fn groups_and_policy_change_and_outlive_the_server() {
     assert!(world.host(4, Request::IoPolicy(Policy::RoundRobin)).is_err());
     let (groups, policy) = world.supervisor.io_settings();
     assert_eq!((groups[0].io.reservation, policy), (80, Policy::Sfq));
+}
+
+#[test]
+fn memory_controls_of_groups_and_machine_change_and_outlive_the_server() {
+    let mut world = booted();
+    let half = GroupMemoryChange { shares: Some(500), ..GroupMemoryChange::default() };
+    let group = |text, change| Request::GroupMemorySet { group: name(text), change };
+    assert_eq!(world.host(1, group("nobody", half)), Err(Refusal::Unknown));
+    assert_eq!(world.host(2, group("web", half)), Ok(()));
+    let none = GroupMemoryChange { shares: Some(0), ..half };
+    assert_eq!(world.host(3, group("web", none)), Err(Refusal::Rule(VmRule::Shares)));
+    let tax = |tax| Request::MemorySet(MemoryChange { tax: Some(tax), ..MemoryChange::default() });
+    assert_eq!(world.host(4, tax(100)), Ok(()));
+    assert_eq!(world.host(5, tax(1000)), Err(Refusal::Rule(VmRule::Tax)));
+    world.mem_refuses = true;
+    let much = GroupMemoryChange { reservation: Some(Pages(1 << 30)), ..half };
+    assert!(world.host(6, group("web", much)).is_err());
+    let (groups, _) = world.supervisor.io_settings();
+    let wanted = GroupMemory { shares: Some(500), reservation: Pages(0) };
+    assert_eq!(groups[0].memory, wanted, "what was refused is not kept");
+    assert_eq!(world.supervisor.memory_controls().tax, 100);
 }
 
 #[test]
