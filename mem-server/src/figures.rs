@@ -145,15 +145,7 @@ impl Server<'_> {
         if compressed + spilling != u64::from(self.pool.pages()) {
             return Err("compressed pages are not the pool's");
         }
-        for (at, record) in self.vms.iter().enumerate() {
-            let spilling = self.transfers.iter().flatten().filter(|transfer| {
-                transfer.packed.is_some()
-                    && transfer.page.is_some_and(|(vm, _)| usize::from(vm) == at)
-            });
-            if spilling.count() != record.as_ref().map_or(0, |record| record.spilling as usize) {
-                return Err("compressed pages on their way are miscounted");
-            }
-        }
+        self.check_spilling()?;
         let moving = self.transfers.iter().flatten().filter(|moving| moving.frame.is_some());
         if moving.count() != self.moving as usize {
             return Err("frames on their way are miscounted");
@@ -167,6 +159,20 @@ impl Server<'_> {
             + u64::from(self.moving);
         if all != self.total() {
             return Err("the sums of states are not the machine's memory");
+        }
+        Ok(())
+    }
+
+    /// Whether every VM knows how many of its compressed pages are on their way to the swap area.
+    fn check_spilling(&self) -> Result<(), &'static str> {
+        for (at, record) in self.vms.iter().enumerate() {
+            let spilling = self.transfers.iter().flatten().filter(|transfer| {
+                transfer.packed.is_some()
+                    && transfer.page.is_some_and(|(vm, _)| usize::from(vm) == at)
+            });
+            if spilling.count() != record.as_ref().map_or(0, |record| record.spilling as usize) {
+                return Err("compressed pages on their way are miscounted");
+            }
         }
         Ok(())
     }
