@@ -29,6 +29,7 @@ pub mod share;
 pub mod sharing;
 pub mod spaces;
 mod spill;
+mod starting;
 pub mod swap;
 pub mod swap_map;
 pub mod tier;

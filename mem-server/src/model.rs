@@ -169,6 +169,11 @@ pub struct Machine {
     queue: VecDeque<Io>,
     /// Transfers the disk takes at once.
     pub queue_depth: usize,
+    /// Blocks that the tables of each VM take.
+    pub table_blocks: usize,
+    /// Blocks given for tables: those of no VM, and each VM's.
+    blocks: Vec<u32>,
+    tables: HashMap<VmId, Vec<u32>>,
     disk: HashMap<u32, Content>,
 }
 
@@ -187,6 +192,9 @@ impl Machine {
             broken: Broken::default(),
             queue: VecDeque::new(),
             queue_depth: 32,
+            table_blocks: 0,
+            blocks: Vec::new(),
+            tables: HashMap::new(),
             disk: HashMap::new(),
         }
     }
@@ -305,6 +313,7 @@ impl Mechanism for Machine {
         self.large.retain(|(owner, _)| *owner != vm);
         self.held.retain(|(owner, _), _| *owner != vm);
         self.windows[vm.0 as usize].clear();
+        self.blocks.extend(self.tables.remove(&vm).unwrap_or_default());
     }
 
     fn map(&mut self, page: Page, frame: Frame, writable: bool) -> Result<(), MechanismError> {
@@ -390,20 +399,25 @@ impl Mechanism for Machine {
         Ok(())
     }
 
-    fn give_block(&mut self, _block: u32) -> Result<(), MechanismError> {
+    fn give_block(&mut self, block: u32) -> Result<(), MechanismError> {
+        self.blocks.push(block);
         Ok(())
     }
 
     fn take_block(&mut self) -> Option<u32> {
-        None
+        self.blocks.pop()
     }
 
-    fn keep(&mut self, _vm: VmId, _memory: &VmMemory) -> Result<(), MechanismError> {
+    fn keep(&mut self, vm: VmId, _memory: &VmMemory) -> Result<(), MechanismError> {
+        let kept = self.tables.entry(vm).or_default();
+        while kept.len() < self.table_blocks {
+            kept.push(self.blocks.pop().ok_or(MechanismError::NeedBlock)?);
+        }
         Ok(())
     }
 
     fn overhead(&self, _memory: &VmMemory) -> u64 {
-        0
+        self.table_blocks as u64 * u64::from(FRAMES_PER_BLOCK)
     }
 
     fn signal_vmm(&mut self, vm: VmId) {

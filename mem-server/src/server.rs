@@ -16,6 +16,7 @@ use crate::policy::large::{Demotion, Region};
 use crate::policy::pressure::{Pressure, Thresholds};
 use crate::random::{Random, Walk};
 use crate::share::{Record, ShareTable};
+use crate::starting::Starting;
 use crate::swap_map::SwapMap;
 use crate::tier::{Pool, PoolFrame, TRANSFERS, Transfer};
 
@@ -211,6 +212,7 @@ pub struct Server<'a> {
     pub(crate) random: Random,
     pub(crate) pressure: Pressure,
     pub(crate) background: Background,
+    pub(crate) starting: Option<Starting>,
     /// Counted since start.
     pub counters: Counters,
 }
@@ -292,6 +294,7 @@ impl<'a> Server<'a> {
             random: Random::new(policy.secret),
             pressure: Pressure::new(Thresholds::of(total)),
             background: Background::default(),
+            starting: None,
             counters: Counters::default(),
         })
     }

@@ -398,7 +398,7 @@ pub enum MemError {
         /// Neighbouring page states free.
         free: Pages,
     },
-    /// The VM's tables need a wholly free block, and too little is free to make one.
+    /// The VM's tables need a wholly free block, and too little is free to make one, or could be made free in time.
     NoBlock {
         /// Pages of a block.
         needed: Pages,

@@ -184,18 +184,7 @@ impl State {
 
     fn signals(&mut self, signals: u64) {
         if signals & notify::ROOT != 0 {
-            while let Some(Command::Mem(request)) = next_command() {
-                if matches!(request, MemRequest::SetSwap { .. }) {
-                    self.spaces.kernel().attach_swap();
-                }
-                if let MemRequest::CreateVm { vm, .. } | MemRequest::DestroyVm { vm } = request {
-                    self.spaces.kernel().forget(vm);
-                }
-                let reply = self.server.order(request, &mut self.spaces);
-                // Before the answer, so that whoever asked finds the figures after it.
-                self.publish();
-                tell_root(&RootRequest::MemAnswer(reply));
-            }
+            self.orders();
         }
         if signals & notify::DISK != 0 {
             self.swapped();
@@ -211,6 +200,37 @@ impl State {
             self.publish();
             arm_timer();
         }
+        if self.server.is_starting() {
+            let now = runtime::clock::now();
+            if let Some(reply) = self.server.go_on_starting(now, &mut self.spaces) {
+                self.answer(reply);
+                self.orders();
+            }
+        }
+    }
+
+    /// Carries out what the root-task has ordered. Answers come in the same order, so that other orders wait while a VM waits to start.
+    fn orders(&mut self) {
+        while !self.server.is_starting()
+            && let Some(Command::Mem(request)) = next_command()
+        {
+            if matches!(request, MemRequest::SetSwap { .. }) {
+                self.spaces.kernel().attach_swap();
+            }
+            if let MemRequest::CreateVm { vm, .. } | MemRequest::DestroyVm { vm } = request {
+                self.spaces.kernel().forget(vm);
+            }
+            let now = runtime::clock::now();
+            if let Some(reply) = self.server.order_or_wait(request, now, &mut self.spaces) {
+                self.answer(reply);
+            }
+        }
+    }
+
+    fn answer(&self, reply: MemReply) {
+        // Before the answer, so that whoever asked finds the figures after it.
+        self.publish();
+        tell_root(&RootRequest::MemAnswer(reply));
     }
 
     /// Writes the counters of the shared page.
