@@ -831,12 +831,13 @@ fn a_flood_of_hashes_neither_grows_the_table_nor_stops_sharing() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Constant demand: whatever the VMs hold, the first rebalance after it says where they go, and no later one moves.
+    /// Constant demand with too little memory for it: whatever the VMs hold at first, and whatever paging takes meanwhile, every
+    /// VM's target comes to rest and stays; none is below its reservation, and together they are what there is.
     #[test]
-    fn targets_settle_in_one_period_and_stay(
-        vms in prop::collection::vec((1u32..4000, 0u64..300, 300u64..1024, 0u32..700), 1..5),
+    fn targets_come_to_rest_under_contention_and_stay(
+        vms in prop::collection::vec((1u32..4000, 0u64..200, 500u64..1024, 100u32..900), 3..5),
     ) {
-        let mut world = World::new(8, 64, swapping());
+        let mut world = World::new(5, 64, swapping());
         for (vm, (shares, reservation, limit, _)) in vms.iter().enumerate() {
             world.admit(vm as u16, 4, Sharing::None);
             let controls = Controls {
@@ -847,21 +848,32 @@ proptest! {
             };
             world.server.set_controls(VmId(vm as u16), controls).unwrap();
         }
-        for (vm, (.., held)) in vms.iter().enumerate() {
-            for index in 0..*held {
-                world.write(vm as u16, index, INCOMPRESSIBLE | u64::from(index) << 8 | vm as u64);
+        let period = Policy::default().rebalance_period.0;
+        let mut seen: Vec<Vec<u64>> = Vec::new();
+        for round in 1..40 {
+            for (vm, (.., used)) in vms.iter().enumerate() {
+                for index in 0..*used {
+                    let tag = INCOMPRESSIBLE | u64::from(index) << 8 | vm as u64;
+                    world.write(vm as u16, index, tag);
+                }
+            }
+            world.server.tick(Nanos(round * period), &mut world.machine);
+            while let Some((transfer, ok)) = world.machine.disk_step(false) {
+                world.server.swap_done(transfer, ok);
+            }
+            let target = |vm| world.server.vm(VmId(vm as u16)).unwrap().target;
+            seen.push((0..vms.len()).map(target).collect());
+        }
+        // What is left is the samples' error and the pages that are out when a period ends: ten points of a VM's size.
+        let last = &seen[seen.len() - 1];
+        for targets in &seen[20..] {
+            for (now, then) in targets.iter().zip(last) {
+                prop_assert!(now.abs_diff(*then) <= 1024 / 10, "{seen:?}");
             }
         }
-        let period = Policy::default().rebalance_period.0;
-        let mut seen = Vec::new();
-        for round in 1..8 {
-            world.server.tick(Nanos(round * period), &mut world.machine);
-            let targets = |server: &Server<'_>| -> Vec<u64> {
-                (0..vms.len()).map(|vm| server.vm(VmId(vm as u16)).unwrap().target).collect()
-            };
-            seen.push(targets(&world.server));
-        }
-        prop_assert!(seen.iter().all(|targets| *targets == seen[0]), "{seen:?}");
+        let limits: u64 = vms.iter().map(|vm| vm.2).sum();
+        prop_assert!(last.iter().sum::<u64>() + 4 >= limits.min(world.server.explain(VmId(0)).unwrap().budget));
+        prop_assert!(last.iter().zip(&vms).all(|(target, vm)| *target >= vm.1));
         world.check();
     }
 }
