@@ -281,7 +281,7 @@ fn read_statistics(chain: &Chain, memory: &impl GuestMemory) -> Result<GuestStat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest_memory::VecMemory;
+    use crate::guest_memory::{OutOfRam, RamLayout, VecMemory};
     use crate::virtio::queue::driver::Driver;
 
     #[derive(Default)]
@@ -346,6 +346,62 @@ mod tests {
         );
         Balloon::process_reports(&mut queue, &mut memory, &mut seen).unwrap();
         assert_eq!(seen.released, [(true, range(4, 3))]);
+    }
+
+    /// Memory that both the device and its host see.
+    #[derive(Clone)]
+    struct Common(std::rc::Rc<core::cell::RefCell<VecMemory>>);
+
+    impl GuestMemory for Common {
+        fn layout(&self) -> RamLayout {
+            self.0.borrow().layout()
+        }
+        fn read(&self, gpa: u64, buffer: &mut [u8]) -> Result<(), OutOfRam> {
+            self.0.borrow().read(gpa, buffer)
+        }
+        fn write(&mut self, gpa: u64, data: &[u8]) -> Result<(), OutOfRam> {
+            self.0.borrow_mut().write(gpa, data)
+        }
+    }
+
+    /// Sees how many chains are returned while pages are taken.
+    struct Watcher {
+        memory: Common,
+        used: u64,
+        returned: std::vec::Vec<u16>,
+    }
+
+    impl Watcher {
+        fn used_index(&self) -> u16 {
+            let mut index = [0; 2];
+            self.memory.read(self.used + 2, &mut index).unwrap();
+            u16::from_le_bytes(index)
+        }
+    }
+
+    impl BalloonHost for Watcher {
+        fn release(&mut self, _: bool, _: &[GfnRange]) {
+            let index = self.used_index();
+            self.returned.push(index);
+        }
+        fn deflate(&mut self, _: &[GfnRange]) {}
+        fn statistics(&mut self, _: GuestStats) {}
+    }
+
+    /// A page may be used again as soon as its report is returned: it must have been taken by then.
+    #[test]
+    fn a_report_is_returned_only_when_its_pages_are_gone() {
+        let mut memory = VecMemory::new(0x10000);
+        let mut driver = Driver::new(0, 8);
+        let mut queue = driver.queue(false);
+        driver.offer(&mut memory, &[(0x4000, 0x1000, true), (0x6000, 0x1000, true)]);
+        driver.offer(&mut memory, &[(0x8000, 0x1000, true)]);
+        let mut memory = Common(std::rc::Rc::new(core::cell::RefCell::new(memory)));
+        let mut host =
+            Watcher { memory: memory.clone(), used: driver.used, returned: std::vec::Vec::new() };
+        Balloon::process_reports(&mut queue, &mut memory, &mut host).unwrap();
+        assert_eq!(host.returned, [0, 1]);
+        assert_eq!(host.used_index(), 2);
     }
 
     #[test]
