@@ -1,7 +1,8 @@
 //! What vmm-servers report and the root-task orders.
 
 use protocol::mem::{
-    GfnRange, MemError, MemReply, MemRequest, Trigger, VmInfo, VmMemory, release_reason,
+    CALL_PAGES_MAX, GfnRange, MemError, MemReply, MemRequest, Trigger, VmInfo, VmMemory,
+    release_reason,
 };
 use protocol::units::{Gfn, Nanos, Pages, VmId};
 
@@ -49,11 +50,13 @@ impl Server<'_> {
         mut each: impl FnMut(&mut Self, u32) -> bool,
     ) -> Released {
         let mut released = Released::default();
+        let mut room = CALL_PAGES_MAX;
         for range in ranges {
             let Some(record) = self.vm(vm) else { return released };
             let memory = record.memory;
-            // A hostile count may be 2^24: past the end of memory nothing can match any more.
-            let count = range.count.min(memory.size.0);
+            // A hostile count may be 2^24.
+            let count = range.count.min(room);
+            room -= count;
             released.refused += range.count - count;
             for step in 0..count {
                 let gfn = range.first.0.checked_add(step).map(Gfn);
@@ -148,5 +151,28 @@ impl Server<'_> {
             balloon_target: Pages(record.map_or(0, |record| record.balloon_target)),
             stats_period: Nanos::from_secs(1),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::tests::{World, swapping};
+    use protocol::mem::Sharing;
+
+    #[test]
+    fn no_call_looks_at_more_pages_than_its_share() {
+        let mut world = World::new(8, 64, swapping());
+        world.admit(0, 8, Sharing::None);
+        let all = || GfnRange::new(Gfn(0), 2048).into_iter().cycle().take(40);
+        let reason = release_reason::FREE_REPORT;
+        let released = world.server.release(VmId(0), reason, all(), &mut world.machine);
+        assert_eq!(
+            released,
+            Released { done: CALL_PAGES_MAX, refused: 40 * 2048 - CALL_PAGES_MAX }
+        );
+        let most = GfnRange::new(Gfn(0), CALL_PAGES_MAX).into_iter();
+        let released = world.server.release(VmId(0), reason, most, &mut world.machine);
+        assert_eq!(released, Released { done: CALL_PAGES_MAX, refused: 0 });
     }
 }

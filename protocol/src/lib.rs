@@ -11,6 +11,7 @@ pub mod interface;
 pub mod io;
 pub mod link;
 pub mod mem;
+pub mod parts;
 pub mod ring;
 pub mod root;
 pub mod slots;

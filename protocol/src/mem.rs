@@ -25,7 +25,7 @@ use crate::units::{Gfn, Nanos, PAGE_SIZE, Pages, VmId};
 pub const FAULT_IN: u64 = 0x4d01;
 
 /// Hot call of a vmm-server: the guest gave pages up. MR0 = [`release_reason`], MR1 = number of ranges, MR2.. =
-/// ranges ([`GfnRange::to_word`]). At most [`RANGES_MAX`] ranges a call.
+/// ranges ([`GfnRange::to_word`]). At most [`RANGES_MAX`] ranges and [`CALL_PAGES_MAX`] pages a call.
 ///
 /// Reply label 0: MR0 = pages now absent from the guest, MR1 = pages refused (outside the guest's memory, or
 /// ballooned already). When the reply is there the mappings are gone, so a free page report may be acknowledged.
@@ -37,6 +37,8 @@ pub const DEFLATE: u64 = 0x4d03;
 
 /// Most ranges in one [`RELEASE`] or [`DEFLATE`].
 pub const RANGES_MAX: usize = 112;
+/// Most pages in one [`RELEASE`] or [`DEFLATE`], so that nobody waits long for the mem-server; further ones are refused.
+pub const CALL_PAGES_MAX: u64 = 1024;
 
 /// Bits of MR1 of [`FAULT_IN`].
 pub mod access {

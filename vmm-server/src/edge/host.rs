@@ -6,6 +6,7 @@ use protocol::io::DOORBELL;
 use protocol::mem::{
     self, GfnRange, GuestStats, Mem, MemReply, MemRequest, VmInfo, release_reason,
 };
+use protocol::parts::Parts;
 use protocol::ring::ByteRing;
 use protocol::slots::{VMM_IO_ENDPOINTS, VMM_MEM_ENDPOINT, VMM_VCPU, vmm_part};
 use protocol::units::Gfn;
@@ -105,7 +106,7 @@ impl Machine {
 
 /// Sends ranges in as few calls as they need.
 fn send_ranges(label: u64, reason: u64, ranges: &[GfnRange]) {
-    for part in ranges.chunks(mem::RANGES_MAX) {
+    for part in Parts::of(ranges) {
         let mut fast = [reason, part.len() as u64, 0, 0];
         for (index, range) in part.iter().enumerate() {
             match fast.get_mut(2 + index) {
