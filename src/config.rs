@@ -368,6 +368,7 @@ impl Reader<'_> {
             disks,
             balloon: vm.balloon.into(),
             autostart: vm.autostart,
+            io: vm.io.as_ref().map(|io| self.io(Some(io))).transpose()?,
         })
     }
 

@@ -217,7 +217,7 @@ pub fn refusal_text(refusal: Refusal) -> String {
              what it gives; ask for less or lower another reservation (`ballast top io`)"
         ),
         Refusal::GroupLimit { asked, free } => format!(
-            "the group's limit stands in the way: {asked} requests/s reserved, {free} possible \
+            "the limit of a group, or of all disks of its VM, stands in the way: {asked} requests/s reserved, {free} possible \
              under the limit; ask for less or raise the limit (`ballast group set`)"
         ),
         Refusal::DiskClients => format!(

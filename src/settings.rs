@@ -19,6 +19,21 @@ fn pages(text: &str) -> Option<Pages> {
 pub fn settings_of(texts: &[String]) -> Result<Vec<Setting>, Error> {
     let mut settings: Vec<Setting> = Vec::new();
     for text in texts {
+        if text.starts_with("io.") {
+            let known = settings.iter_mut().find_map(|setting| match setting {
+                Setting::VmIo(change) => Some(change),
+                _ => None,
+            });
+            match known {
+                Some(change) => io_change(text, text, change)?,
+                None => {
+                    let mut change = IoChange::default();
+                    io_change(text, text, &mut change)?;
+                    settings.push(Setting::VmIo(change));
+                }
+            }
+            continue;
+        }
         let Some((number, rest)) = text.strip_prefix("disk").and_then(|t| t.split_once('.')) else {
             settings.push(setting(text)?);
             continue;
@@ -40,7 +55,7 @@ pub fn settings_of(texts: &[String]) -> Result<Vec<Setting>, Error> {
 
 fn io_wrong(text: &str) -> Error {
     Error::Input(format!(
-        "'{text}' is no disk setting: write disk0.io.limit=200 (of a group io.limit=200), or \
+        "'{text}' is no disk setting: write disk0.io.limit=200 (of a VM or a group io.limit=200), or \
          io.reservation=, io.shares=, io.burst=, io.limit_bytes=20M, io.reservation_bytes=5M"
     ))
 }
@@ -134,7 +149,7 @@ fn setting(text: &str) -> Result<Setting, Error> {
     let wrong = || {
         Error::Input(format!(
             "'{text}' is no setting: write balloon=64M, balloon=auto, memory.shares=2000, \
-             memory.reservation=64M, memory.limit=128M, memory.tax=750 or disk0.io.limit=200"
+             memory.reservation=64M, memory.limit=128M, memory.tax=750, io.limit=200 or disk0.io.limit=200"
         ))
     };
     let (key, value) = text.split_once('=').ok_or_else(wrong)?;
@@ -163,11 +178,13 @@ mod tests {
 
     #[test]
     fn settings_are_read_and_those_of_a_disk_become_one() {
-        let text = "disk0.io.limit=200 balloon=64M disk1.io.shares=5 disk0.io.limit_bytes=20M memory.tax=750 balloon=auto";
+        let text = "io.limit=9 io.burst=2 disk0.io.limit=200 balloon=64M disk1.io.shares=5 disk0.io.limit_bytes=20M memory.tax=750 balloon=auto";
         let of_disk0 =
             IoChange { limit: Some(200), limit_bytes: Some(20 << 20), ..IoChange::default() };
         let of_disk1 = IoChange { shares: Some(5), ..IoChange::default() };
+        let of_all = IoChange { limit: Some(9), burst: Some(2), ..IoChange::default() };
         let expected = [
+            Setting::VmIo(of_all),
             Setting::Io { disk: 0, change: of_disk0 },
             Setting::Balloon(Some(Pages(64 << 8))),
             Setting::Io { disk: 1, change: of_disk1 },

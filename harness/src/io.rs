@@ -16,7 +16,10 @@ use io_sched_server::{
 use protocol::{
     dmclock::{Rule, Tracker},
     interface::{Interface, PAYLOAD_MAX, encode},
-    io::{ClientStats, Controls, Io, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel, ROOT_BADGE},
+    io::{
+        ClientStats, Controls, Io, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel, ROOT_BADGE,
+        VmClaim,
+    },
     ring::{
         BLK_RING_BYTES, BLK_SLOTS, BlkClient, BlkOperation, BlkStatus, Phase, SECTOR_BYTES,
         format_blk_ring, read_bytes, write_bytes,
@@ -684,7 +687,7 @@ impl World {
     ///
     /// If a server refuses it.
     pub fn add(&mut self, client: Client) {
-        self.add_in_group(client, None);
+        self.add_below(client, (None, None));
     }
 
     /// Attaches another client, in a group.
@@ -693,14 +696,28 @@ impl World {
     ///
     /// If a server refuses it.
     pub fn add_in_group(&mut self, client: Client, group: Option<u8>) {
+        self.add_below(client, (group, None));
+    }
+
+    /// Attaches another client, in a group and as a disk of a VM with a claim, each if there is one.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses it.
+    pub fn add_below(&mut self, client: Client, place: (Option<u8>, Option<VmClaim>)) {
         for lane in 0..client.lanes.len() {
-            let reply = self.attach(&client, lane, group);
+            let reply = self.attach(&client, lane, place);
             assert!(matches!(reply, Some(IoReply::Disk(_))), "attach: {reply:?}");
         }
         self.clients.push(client);
     }
 
-    fn attach(&mut self, client: &Client, lane: usize, group: Option<u8>) -> Option<IoReply> {
+    fn attach(
+        &mut self,
+        client: &Client,
+        lane: usize,
+        (group, vm): (Option<u8>, Option<VmClaim>),
+    ) -> Option<IoReply> {
         let Lane { node, ring, .. } = &client.lanes[lane];
         let node = &mut self.nodes[*node];
         node.memory.map(client.index, ring.clone());
@@ -709,6 +726,7 @@ impl World {
             partition: label(client.index),
             is_read_only: false,
             group,
+            vm,
             controls: client.controls,
             servers: client.lanes.len() as u8,
             ring_paddr: 0,
@@ -726,7 +744,7 @@ impl World {
         let clients = std::mem::take(&mut self.clients);
         for client in &clients {
             for (lane, _) in client.lanes.iter().enumerate().filter(|(_, l)| l.node == node) {
-                let reply = self.attach(client, lane, None);
+                let reply = self.attach(client, lane, (None, None));
                 assert!(matches!(reply, Some(IoReply::Disk(_))), "attach: {reply:?}");
             }
         }

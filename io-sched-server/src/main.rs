@@ -18,13 +18,13 @@ use io_sched_server::{
 use protocol::{
     io::{
         Controls, DOORBELL, DiskStats, IoError, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel,
-        Policy,
+        VmClaim, vm_group,
     },
     root::{Command, IoCommand, IoCounter, RootRequest, Text, io_counter},
     slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLER, TIMER, notify},
     startup::{IoStart, Role, Startup},
     system::{Disk, IoControl},
-    units::Nanos,
+    units::{Nanos, VmId},
 };
 use runtime::{
     clock, message,
@@ -107,6 +107,11 @@ fn controls(io: &IoControl) -> Controls {
         limit_bytes: io.limit_bytes.unwrap_or(0),
         burst: io.burst,
     }
+}
+
+/// A VM's claim for all of its disks.
+fn claim(vm: VmId, io: &IoControl) -> VmClaim {
+    VmClaim { group: vm_group(vm), controls: controls(io) }
 }
 
 /// The earlier of two times, if there is one.
@@ -247,8 +252,12 @@ impl Edge {
 
     fn obey(&mut self, command: IoCommand) {
         match command {
-            IoCommand::Attach { client, disk, group, ring_paddr } => {
-                self.attach(client, &disk, group, ring_paddr);
+            IoCommand::Attach { client, disk, group, vm, ring_paddr } => {
+                let vm = vm.map(|(vm, control)| claim(vm, &control));
+                self.attach(client, &disk, (group, vm), ring_paddr);
+            }
+            IoCommand::SetVm { vm, control } => {
+                self.answer_root(&IoRequest::SetVm(claim(vm, &control)));
             }
             IoCommand::Detach { client } => {
                 self.attached &= !(1 << client);
@@ -291,7 +300,13 @@ impl Edge {
         }
     }
 
-    fn attach(&mut self, client: u16, disk: &Disk, group: Option<u8>, ring_paddr: u64) {
+    fn attach(
+        &mut self,
+        client: u16,
+        disk: &Disk,
+        (group, vm): (Option<u8>, Option<VmClaim>),
+        ring_paddr: u64,
+    ) {
         virtio::set_ring(client, ring_paddr);
         let reply = match PartitionLabel::try_from(disk.partition.as_str()) {
             Ok(partition) => self.control(&IoRequest::Attach {
@@ -299,6 +314,7 @@ impl Edge {
                 partition,
                 is_read_only: disk.read_only,
                 group,
+                vm,
                 controls: controls(&disk.io),
                 servers: disk.parts,
                 ring_paddr,

@@ -10,12 +10,14 @@ use protocol::{
     interface::decode,
     io::{
         ClientStats, Controls, DiskInfo, DiskStats, Io, IoError, IoReply, IoRequest,
-        LATENCY_BOUNDS, MAX_CLIENTS, MAX_GROUPS, PartitionLabel, Policy, ROOT_BADGE, WaitsFor,
+        LATENCY_BOUNDS, MAX_CLIENTS, MAX_GROUPS, PartitionLabel, Policy, ROOT_BADGE, VmClaim,
+        WaitsFor,
     },
     ring::{
         BLK_SLOTS, BlkOperation, BlkRequest, BlkServer, BlkStatus, Phase, RingError, SECTOR_BYTES,
         read_bytes,
     },
+    system::GROUPS_MAX,
     units::Nanos,
 };
 
@@ -714,6 +716,7 @@ impl<M: Memory> Server<M> {
             IoRequest::SetGroup { group, parent, controls } => {
                 done(self.set_group(now, group, parent, controls))
             }
+            IoRequest::SetVm(claim) => done(self.set_vm(now, claim)),
             IoRequest::SetPolicy { policy } => {
                 self.set_policy(now, policy);
                 IoReply::Done
@@ -744,6 +747,7 @@ impl<M: Memory> Server<M> {
             partition,
             is_read_only,
             group,
+            vm,
             controls,
             servers,
             ring_paddr,
@@ -757,9 +761,17 @@ impl<M: Memory> Server<M> {
         }
         let (first, sectors) = self.partition(&partition).map(|p| (p.first, p.sectors))?;
         self.check_group(group)?;
-        self.admit(at, group, &controls, servers)?;
         let area = self.memory.ring(index).ok_or(IoError::BadRing)?;
         let ring = BlkServer::attach(area.as_ref()).map_err(|_| IoError::BadRing)?;
+        let parent = group;
+        let group = vm.map(|vm| vm.group).or(parent);
+        if let Some(vm) = vm {
+            self.set_group(now, vm.group, parent, vm.controls)?;
+        }
+        if let Err(error) = self.admit(at, group, &controls, servers) {
+            self.drop_vm_group(group);
+            return Err(error);
+        }
         let session = Session {
             area,
             ring,
@@ -800,8 +812,32 @@ impl<M: Memory> Server<M> {
         if in_device > 0 {
             return IoReply::Draining { in_device };
         }
+        let group = session.group;
         self.sessions[at] = None;
+        self.drop_vm_group(group);
         IoReply::Done
+    }
+
+    /// A VM's own group ends with the last of its disks here.
+    fn drop_vm_group(&mut self, group: Option<u8>) {
+        let Some(group) = group.filter(|group| usize::from(*group) >= GROUPS_MAX) else { return };
+        if !self.has_members(group)
+            && let Some(place) = self.groups.get_mut(usize::from(group))
+        {
+            *place = None;
+        }
+    }
+
+    /// Whether a client is in `group` itself.
+    fn has_members(&self, group: u8) -> bool {
+        self.sessions.iter().flatten().any(|session| session.group == Some(group))
+    }
+
+    fn set_vm(&mut self, now: Nanos, claim: VmClaim) -> Result<(), IoError> {
+        match self.group(claim.group).map(|group| group.parent) {
+            Some(parent) => self.set_group(now, claim.group, parent, claim.controls),
+            None => Ok(()),
+        }
     }
 
     fn check_group(&self, group: Option<u8>) -> Result<(), IoError> {

@@ -5,7 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{interface::Interface, units::Nanos};
+use crate::{
+    interface::Interface,
+    system::GROUPS_MAX,
+    units::{MAX_VMS, Nanos, VmId},
+};
 
 /// Label of the doorbell: no words either way. Its processor time is charged to the client that calls.
 pub const DOORBELL: u64 = 0x2000;
@@ -72,6 +76,8 @@ pub enum IoRequest {
         is_read_only: bool,
         /// Group, 0..[`MAX_GROUPS`], or none.
         group: Option<u8>,
+        /// What all disks of its VM have together, if the VM has a claim: a group of the VM's own below `group`.
+        vm: Option<VmClaim>,
         /// Its controls, on all its servers together (dmClock).
         controls: Controls,
         /// Servers the client has, at least 1: admission counts the part of its reservation that falls on this one if it
@@ -102,6 +108,8 @@ pub enum IoRequest {
         /// Controls.
         controls: Controls,
     },
+    /// Root: change what all disks of a VM have together. Nothing happens if none of them is here.
+    SetVm(VmClaim),
     /// Root: choose the policy; waiting requests keep their order per client.
     SetPolicy {
         /// Which.
@@ -117,6 +125,22 @@ pub enum IoRequest {
     /// Client: what disk is mine?
     Info,
 }
+
+/// What the disks of one VM have together: a group, there as long as one of them is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmClaim {
+    /// The group's number ([`vm_group`]).
+    pub group: u8,
+    /// Its controls.
+    pub controls: Controls,
+}
+
+/// Number of a VM's own group: behind those of the description.
+pub const fn vm_group(vm: VmId) -> u8 {
+    GROUPS_MAX as u8 + vm.0 as u8
+}
+
+const _: () = assert!(GROUPS_MAX + MAX_VMS <= MAX_GROUPS);
 
 /// Scheduling policies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -334,6 +358,7 @@ mod tests {
             partition: PartitionLabel::try_from("debian-a").unwrap(),
             is_read_only: false,
             group: Some(2),
+            vm: Some(VmClaim { group: vm_group(VmId(15)), controls: Controls::default() }),
             controls: Controls::default(),
             servers: 1,
             ring_paddr: u64::MAX,

@@ -190,6 +190,8 @@ pub enum Setting {
     MemoryLimit(Pages),
     /// `memory.tax` in permille.
     MemoryTax(u16),
+    /// `io`: the claim of all its disks together.
+    VmIo(system::IoChange),
     /// `diskN.io`: the claim of disk `disk`.
     Io {
         /// Index of the disk.
@@ -711,6 +713,7 @@ mod tests {
             disks: [disk.clone(), disk.clone(), disk.clone(), disk].into_iter().collect(),
             balloon: Balloon::default(),
             autostart: true,
+            io: Some(io),
         };
         let request = ToTarget::Request { id: u32::MAX, request: Request::VmCreate(vm) };
         let mut buffer = [0; FRAME_MAX];

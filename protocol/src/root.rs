@@ -175,6 +175,8 @@ pub enum IoCommand {
         disk: Disk,
         /// Its group, if any.
         group: Option<u8>,
+        /// Its VM's claim for all of its disks, if there is one.
+        vm: Option<(VmId, IoControl)>,
         /// Physical address of the ring's memory (contiguous).
         ring_paddr: u64,
     },
@@ -194,6 +196,14 @@ pub enum IoCommand {
     SetGroup {
         /// The group.
         group: u8,
+        /// The new claim.
+        control: IoControl,
+    },
+    /// Another claim of all disks of a VM together (answer [`RootRequest::Applied`] or [`RootRequest::IoRefused`]); of a VM without a disk
+    /// here nothing changes.
+    SetVm {
+        /// The VM.
+        vm: VmId,
         /// The new claim.
         control: IoControl,
     },
@@ -479,6 +489,7 @@ mod tests {
                 parts: 1,
             },
             group: Some(255),
+            vm: Some((VmId(u16::MAX), IoControl::default())),
             ring_paddr: u64::MAX,
         }));
         let bytes = encode(&reply, &mut buffer).unwrap();

@@ -199,6 +199,8 @@ pub struct Vm {
     pub balloon: Balloon,
     /// Started at boot; otherwise by `vm start`.
     pub autostart: bool,
+    /// Its claim on each of the machine's disks, for all its virtual disks together.
+    pub io: Option<IoControl>,
 }
 
 /// VMs that share one claim and one trust domain (an SPU).
@@ -534,7 +536,13 @@ impl Vm {
         if let Some((_, rule)) = broken.into_iter().find(|(is_broken, _)| *is_broken) {
             return Err(rule);
         }
-        self.disks.iter().try_for_each(|disk| disk.io.check())
+        let claims = self.disks.iter().map(|disk| &disk.io).chain(&self.io);
+        claims.into_iter().try_for_each(IoControl::check)
+    }
+
+    /// What its virtual disks have together: as it says, and of several at least one weight, lest they weigh as several VMs.
+    pub fn disk_claim(&self) -> Option<IoControl> {
+        self.io.or_else(|| (self.disks.len() > 1).then(IoControl::default))
     }
 }
 
@@ -669,6 +677,7 @@ mod tests {
             .collect(),
             balloon: Balloon::default(),
             autostart: true,
+            io: None,
         }
     }
 

@@ -215,6 +215,12 @@ enum IoWait {
         group: u8,
         control: IoControl,
     },
+    /// All disks of a VM together.
+    Vm {
+        id: u32,
+        vm: VmId,
+        control: IoControl,
+    },
     Policy {
         id: u32,
         policy: Policy,
@@ -606,8 +612,14 @@ impl Supervisor {
         let (vm, on, ring_paddr) = (entry.vm, entry.on, entry.ring_paddr);
         let Some(config) = self.entry(vm).map(|entry| &entry.config) else { return };
         let Some(disk) = config.disks.get(usize::from(entry.disk)) else { return };
-        let command =
-            IoCommand::Attach { client, disk: disk.clone(), group: config.group, ring_paddr };
+        let claim = config.disk_claim().map(|control| (vm, control));
+        let command = IoCommand::Attach {
+            client,
+            disk: disk.clone(),
+            group: config.group,
+            vm: claim,
+            ring_paddr,
+        };
         if !self.tell_io(on, command, actions) {
             self.fail_start(vm, Refusal::Full, actions);
         }
@@ -701,6 +713,7 @@ impl IoWait {
         match *self {
             Self::Control { id, .. }
             | Self::Group { id, .. }
+            | Self::Vm { id, .. }
             | Self::Policy { id, .. }
             | Self::Swap { id, .. }
             | Self::Client { id, .. }

@@ -359,6 +359,8 @@ pub struct VmTable {
     /// Virtual disks.
     #[serde(default)]
     pub disk: Vec<DiskTable>,
+    /// The claim of all its disks together.
+    pub io: Option<Spanned<Io>>,
     /// The balloon device.
     #[serde(default)]
     pub balloon: BalloonTable,

@@ -33,7 +33,9 @@ const fn wait_text(waits: WaitsFor) -> &'static str {
         WaitsFor::Nothing => "nothing waits",
         WaitsFor::Device => "the device has as many requests as its latency allows",
         WaitsFor::Limit => "its own limit does not let the next request go yet",
-        WaitsFor::GroupLimit => "its group's limit does not let the next request go yet",
+        WaitsFor::GroupLimit => {
+            "its group's limit, or that of all disks of its VM, does not let the next request go yet"
+        }
         WaitsFor::Turn => "others are due first by their reservations or shares",
         WaitsFor::Flush => "a flush waits for the requests before it",
     }

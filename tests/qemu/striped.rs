@@ -6,7 +6,7 @@ use crate::disk::{limit, set_disk};
 use ballast::machine::Clock;
 use ballast::report::Stats;
 use ballast::session::{Ask, Line, Session};
-use protocol::link::{Event, Request, ServerId};
+use protocol::link::{Event, Request, ServerId, Setting};
 use protocol::system::IoChange;
 use protocol::units::{DiskId, VmId};
 use tests::guest::{HANG, Shell};
@@ -20,16 +20,22 @@ const LIMIT: u32 = 100;
 /// Reads of each of two readers.
 const READS: u64 = 150;
 
+/// Machine time of two readers at once, in milliseconds.
+fn timed(session: &Session, shell: &mut Shell<'_>, readers: [String; 2]) -> Result<u64, Failure> {
+    let before = stats(session)?.machine.uptime.0;
+    let [first, second] = readers;
+    shell.expect(&format!("{first} & {second}; wait"))?;
+    Ok((stats(session)?.machine.uptime.0 - before) / 1_000_000)
+}
+
 /// Machine time of two readers, in milliseconds: the second is one stripe ahead, so that each server has one at any time.
 fn timed_reads(session: &Session, shell: &mut Shell<'_>) -> Result<u64, Failure> {
-    let before = stats(session)?.machine.uptime.0;
-    let reader = |skip| {
+    let readers = [0, 16].map(|skip| {
         format!(
             "dd if=/dev/vdb of=/dev/null bs=4k count={READS} skip={skip} iflag=direct 2>/dev/null"
         )
-    };
-    shell.expect(&format!("{} & {}; wait", reader(0), reader(16)))?;
-    Ok((stats(session)?.machine.uptime.0 - before) / 1_000_000)
+    });
+    timed(session, shell, readers)
 }
 
 fn limit_holds(session: &Session, shell: &mut Shell<'_>) -> Result<(), Failure> {
@@ -43,6 +49,34 @@ fn limit_holds(session: &Session, shell: &mut Shell<'_>) -> Result<(), Failure> 
         return Ok(());
     }
     Err(format!("took {slow} ms of lawful {lawful} ms, and {fast} ms without a limit"))
+}
+
+/// A VM's limit on each server holds for its disks together: two readers of the first stripe of two disks, which is at one server.
+fn limit_of_all_disks_holds(session: &Session, shell: &mut Shell<'_>) -> Result<(), Failure> {
+    let set = |change| {
+        let setting = Setting::VmIo(change);
+        session.ask(Request::VmSet { vm: WIDE, setting }).map(drop).map_err(text)
+    };
+    let readers = || {
+        ["vda", "vdb"].map(|disk| {
+            let read = format!("dd if=/dev/{disk} of=/dev/null bs=4k count=16 iflag=direct");
+            format!("for n in 1 2 3 4 5 6 7 8 9 10; do {read} 2>/dev/null; done")
+        })
+    };
+    set(limit(LIMIT / 2))?;
+    let slow = timed(session, shell, readers())?;
+    set(limit(0))?;
+    let fast = timed(session, shell, readers())?;
+    // A limit of each disk alone would let it through in half of that.
+    let lawful = 2 * 160 * 1000 / u64::from(LIMIT / 2);
+    if !(lawful * 95 / 100..lawful * 125 / 100).contains(&slow) || fast > lawful / 4 {
+        return Err(format!("took {slow} ms of lawful {lawful} ms, and {fast} ms without a limit"));
+    }
+    let impossible = IoChange { reservation: Some(60), limit: Some(50), ..IoChange::default() };
+    match set(impossible) {
+        Err(_) => Ok(()),
+        Ok(()) => Err("a reservation above its limit was taken".to_owned()),
+    }
 }
 
 fn both_parts_work(session: &Session) -> Result<(), Failure> {
@@ -157,6 +191,9 @@ pub fn run(runner: &mut Runner) {
     });
     runner.case("striped: a limit holds over two servers together", || {
         limit_holds(&session, &mut shell)
+    });
+    runner.case("striped: a VM's limit holds for its disks together", || {
+        limit_of_all_disks_holds(&session, &mut shell)
     });
     runner.case("striped: nothing is lost when the server of one part is killed", || {
         survives(&session, &mut shell, &[(SERVERS[1], 1)])

@@ -92,6 +92,7 @@ fn attach(input: &mut Input<'_>) -> IoRequest {
         partition: label(HOSTILE),
         is_read_only: input.byte() & 1 == 1,
         group: None,
+        vm: None,
         controls: controls(input),
         servers: input.byte() % 3,
         ring_paddr: 0,

@@ -353,6 +353,14 @@ impl<const N: usize, const G: usize> MClock<N, G> {
             self.nodes[usize::from(node)].inner = self.groups;
             self.inner[usize::from(self.groups)].node = node;
             self.groups += 1;
+            return;
+        }
+        let above = parent.map_or(ROOT, |parent| self.nodes[usize::from(parent)].inner);
+        let old = self.nodes[usize::from(node)];
+        if old.parent != above && old.state == State::Idle {
+            // An empty group begins anew elsewhere.
+            self.attach(now, node, parent, controls);
+            self.nodes[usize::from(node)].inner = old.inner;
         } else {
             self.set_controls(now, node, controls);
         }

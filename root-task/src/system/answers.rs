@@ -295,6 +295,10 @@ impl Supervisor {
                 let next = self.next_disk(disk);
                 next.map(|on| (on, IoCommand::SetGroup { group, control }, wait))
             }
+            IoWait::Vm { vm, control, .. } => {
+                let next = self.next_disk(disk);
+                next.map(|on| (on, IoCommand::SetVm { vm, control }, wait))
+            }
             IoWait::Policy { policy, .. } => {
                 self.next_disk(disk).map(|on| (on, IoCommand::SetPolicy(policy), wait))
             }
@@ -316,6 +320,11 @@ impl Supervisor {
             IoWait::Group { group, control, .. } => {
                 if let Some(group) = self.groups.get_mut(usize::from(group)) {
                     group.io = control;
+                }
+            }
+            IoWait::Vm { vm, control, .. } => {
+                if let Some(entry) = self.entry_mut(vm) {
+                    entry.config.io = Some(control);
                 }
             }
             IoWait::Policy { policy, .. } => self.io_policy = policy,
@@ -351,6 +360,11 @@ impl Supervisor {
                 let old = self.groups.get(usize::from(group)).map(|group| group.io);
                 let control = old.unwrap_or_default();
                 self.undo_before(disk, &IoCommand::SetGroup { group, control }, actions);
+            }
+            IoWait::Vm { vm, .. } => {
+                let old = self.entry(vm).and_then(|entry| entry.config.disk_claim());
+                let control = old.unwrap_or_default();
+                self.undo_before(disk, &IoCommand::SetVm { vm, control }, actions);
             }
             IoWait::Policy { .. } => {
                 self.undo_before(disk, &IoCommand::SetPolicy(self.io_policy), actions);

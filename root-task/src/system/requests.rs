@@ -177,6 +177,9 @@ impl Supervisor {
         if let Setting::Io { disk, change } = setting {
             return self.host_set_disk(id, vm, disk, &change, actions);
         }
+        if let Setting::VmIo(change) = setting {
+            return self.host_set_vm_io(id, vm, &change, actions);
+        }
         let is_up = entry.is_admitted;
         let mut config = entry.config.clone();
         let memory = &mut config.memory;
@@ -193,7 +196,7 @@ impl Supervisor {
                 let is_told = self.tell_mem(request, MemWait::Balloon(id), actions);
                 return (!is_told).then_some(Err(Refusal::Full));
             }
-            Setting::Io { .. } => {}
+            Setting::Io { .. } | Setting::VmIo(_) => {}
         }
         if let Err(rule) = config.check(self.groups.len(), self.disks) {
             return Some(Err(Refusal::Rule(rule)));
@@ -248,6 +251,33 @@ impl Supervisor {
         let on = place.on;
         let wait = IoWait::Control { id, vm, disk, client, control };
         self.ask_io(on, IoCommand::SetDisk { client, control }, wait, actions)
+    }
+
+    /// Changes what all disks of a VM have together.
+    fn host_set_vm_io(
+        &mut self,
+        id: u32,
+        vm: VmId,
+        change: &IoChange,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let is_up = self.client_of(vm, 0, 0).is_some();
+        let config = &mut self.entry_mut(vm)?.config;
+        let old = config.disk_claim();
+        if old.is_none() || config.disks.is_empty() {
+            // One disk is all of its disks.
+            return self.host_set_disk(id, vm, 0, change, actions);
+        }
+        let control = change.applied(&old.unwrap_or_default());
+        if let Err(rule) = control.check() {
+            return Some(Err(Refusal::Rule(rule)));
+        }
+        if !is_up {
+            config.io = Some(control);
+            return Some(Ok(()));
+        }
+        let wait = IoWait::Vm { id, vm, control };
+        self.ask_io(DiskId(0), IoCommand::SetVm { vm, control }, wait, actions)
     }
 
     pub(super) fn host_set_group(

@@ -91,7 +91,8 @@ impl Supervisor {
         let Some(system::Swap { partition, io, .. }) = self.swap.config.clone() else { return };
         let disk = Disk { partition, read_only: false, io, on: SWAP_DISK, parts: 1 };
         let ring_paddr = self.swap.ring_paddr;
-        let command = IoCommand::Attach { client: SWAP_CLIENT, disk, group: None, ring_paddr };
+        let command =
+            IoCommand::Attach { client: SWAP_CLIENT, disk, group: None, vm: None, ring_paddr };
         let _ = self.tell_io(SWAP_DISK, command, actions);
     }
 

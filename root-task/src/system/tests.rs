@@ -48,6 +48,7 @@ fn vm(text: &str, disks: usize) -> Vm {
         disks: (0..disks).map(disk).collect(),
         balloon: Balloon::default(),
         autostart: true,
+        io: None,
     }
 }
 
@@ -84,6 +85,8 @@ struct World {
     /// Controls as the servers have them: client, reservation.
     controls: std::collections::BTreeMap<u16, u32>,
     attaches: usize,
+    /// Claims of VMs on all of their disks, as told: VM, reservation.
+    vm_claims: std::vec::Vec<(u16, u32)>,
     /// The io-sched-servers wait for the device before they let a client go.
     drains: bool,
 }
@@ -100,6 +103,7 @@ impl World {
             refusing: None,
             controls: std::collections::BTreeMap::new(),
             attaches: 0,
+            vm_claims: std::vec::Vec::new(),
             drains: false,
         }
     }
@@ -178,8 +182,9 @@ impl World {
                 Command::Io(IoCommand::Attach { client, .. }) if refuses => {
                     RootRequest::AttachFailed { client, why: Text::new() }
                 }
-                Command::Io(IoCommand::Attach { client, disk, .. }) => {
+                Command::Io(IoCommand::Attach { client, disk, vm, .. }) => {
                     self.attaches += 1;
+                    self.vm_claims.extend(vm.map(|(vm, io)| (vm.0, io.reservation)));
                     if client == SWAP_CLIENT {
                         self.controls.insert(client, disk.io.reservation);
                     }
@@ -197,6 +202,10 @@ impl World {
                 }
                 Command::Io(IoCommand::SetDisk { client, control }) => {
                     self.controls.insert(client, control.reservation);
+                    RootRequest::Applied
+                }
+                Command::Io(IoCommand::SetVm { vm, control }) => {
+                    self.vm_claims.push((vm.0, control.reservation));
                     RootRequest::Applied
                 }
                 Command::Io(_) => RootRequest::Applied,
@@ -482,6 +491,36 @@ fn memory_controls_of_groups_and_machine_change_and_outlive_the_server() {
     let wanted = GroupMemory { shares: Some(500), reservation: Pages(0) };
     assert_eq!(groups[0].memory, wanted, "what was refused is not kept");
     assert_eq!(world.supervisor.memory_controls().tax, 100);
+}
+
+#[test]
+fn a_vms_claim_on_its_disks_together_goes_with_each_and_changes_at_every_server() {
+    let mut world = booted();
+    // Two disks weigh as one VM; one disk needs no claim beside its own.
+    assert_eq!(world.vm_claims, [(0, 0), (0, 0)]);
+    world.vm_claims.clear();
+    let set = |vm, value| Request::VmSet { vm, setting: Setting::VmIo(reservation(value)) };
+    assert_eq!(world.host(1, set(A, 70)), Ok(()));
+    assert_eq!(world.vm_claims, [(0, 70), (0, 70)], "each of the machine's disks is asked");
+    (world.io_refuses, world.refusing) = (true, Some(DiskId(1)));
+    world.vm_claims.clear();
+    let refused = Err(Refusal::Disk { asked: 900, free: 7 });
+    assert_eq!(world.host(2, set(A, 900)), refused);
+    assert_eq!(world.vm_claims, [(0, 900), (0, 70)], "taken back");
+    world.io_refuses = false;
+    assert_eq!(world.host(3, set(B, 5)), Ok(()));
+    let mut claims = world.controls.values();
+    assert!(claims.any(|claim| *claim == 5), "of one disk it is the disk's");
+    let broken = Setting::VmIo(IoChange { shares: Some(0), ..IoChange::default() });
+    let broken = Request::VmSet { vm: A, setting: broken };
+    assert_eq!(world.host(4, broken), Err(Refusal::Rule(VmRule::Shares)));
+    assert_eq!(world.host(5, set(VmId(9), 1)), Err(Refusal::Unknown));
+    // A VM that is down has only its description, and starts with it.
+    assert_eq!(world.host(6, Request::VmStop(A)), Ok(()));
+    assert_eq!(world.host(7, set(A, 60)), Ok(()));
+    world.vm_claims.clear();
+    assert_eq!(world.host(8, Request::VmStart(A)), Ok(()));
+    assert_eq!(world.vm_claims, [(0, 60), (0, 60)]);
 }
 
 #[test]
