@@ -761,17 +761,24 @@ impl<M: Memory> Server<M> {
         }
         let (first, sectors) = self.partition(&partition).map(|p| (p.first, p.sectors))?;
         self.check_group(group)?;
-        let area = self.memory.ring(index).ok_or(IoError::BadRing)?;
-        let ring = BlkServer::attach(area.as_ref()).map_err(|_| IoError::BadRing)?;
         let parent = group;
         let group = vm.map(|vm| vm.group).or(parent);
         if let Some(vm) = vm {
             self.set_group(now, vm.group, parent, vm.controls)?;
         }
-        if let Err(error) = self.admit(at, group, &controls, servers) {
-            self.drop_vm_group(group);
-            return Err(error);
-        }
+        let admitted = self.admit(at, group, &controls, servers);
+        let opened = admitted.and_then(|()| self.memory.ring(index).ok_or(IoError::BadRing));
+        let opened = opened.and_then(|area| {
+            let ring = BlkServer::attach(area.as_ref()).map_err(|_| IoError::BadRing)?;
+            Ok((area, ring))
+        });
+        let (area, ring) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.drop_vm_group(group);
+                return Err(error);
+            }
+        };
         let session = Session {
             area,
             ring,

@@ -199,7 +199,7 @@ pub struct Vm {
     pub balloon: Balloon,
     /// Started at boot; otherwise by `vm start`.
     pub autostart: bool,
-    /// Its claim on each of the machine's disks, for all its virtual disks together.
+    /// Its claim on each of the machine's disks, for all its virtual disks together; `None` leaves these their own.
     pub io: Option<IoControl>,
 }
 
@@ -538,11 +538,6 @@ impl Vm {
         }
         let claims = self.disks.iter().map(|disk| &disk.io).chain(&self.io);
         claims.into_iter().try_for_each(IoControl::check)
-    }
-
-    /// What its virtual disks have together: as it says, and of several at least one weight, lest they weigh as several VMs.
-    pub fn disk_claim(&self) -> Option<IoControl> {
-        self.io.or_else(|| (self.disks.len() > 1).then(IoControl::default))
     }
 }
 

@@ -612,7 +612,7 @@ impl Supervisor {
         let (vm, on, ring_paddr) = (entry.vm, entry.on, entry.ring_paddr);
         let Some(config) = self.entry(vm).map(|entry| &entry.config) else { return };
         let Some(disk) = config.disks.get(usize::from(entry.disk)) else { return };
-        let claim = config.disk_claim().map(|control| (vm, control));
+        let claim = config.io.map(|control| (vm, control));
         let command = IoCommand::Attach {
             client,
             disk: disk.clone(),

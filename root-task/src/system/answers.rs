@@ -362,7 +362,7 @@ impl Supervisor {
                 self.undo_before(disk, &IoCommand::SetGroup { group, control }, actions);
             }
             IoWait::Vm { vm, .. } => {
-                let old = self.entry(vm).and_then(|entry| entry.config.disk_claim());
+                let old = self.entry(vm).and_then(|entry| entry.config.io);
                 let control = old.unwrap_or_default();
                 self.undo_before(disk, &IoCommand::SetVm { vm, control }, actions);
             }

@@ -263,8 +263,8 @@ impl Supervisor {
     ) -> Option<Result<(), Refusal>> {
         let is_up = self.client_of(vm, 0, 0).is_some();
         let config = &mut self.entry_mut(vm)?.config;
-        let old = config.disk_claim();
-        if old.is_none() || config.disks.is_empty() {
+        let old = config.io;
+        if old.is_none() && config.disks.len() <= 1 {
             // One disk is all of its disks.
             return self.host_set_disk(id, vm, 0, change, actions);
         }
@@ -275,6 +275,10 @@ impl Supervisor {
         if !is_up {
             config.io = Some(control);
             return Some(Ok(()));
+        }
+        if old.is_none() {
+            // Its disks are not in a group of the VM's own: that is made when it starts with a claim.
+            return self.wrong_state(vm);
         }
         let wait = IoWait::Vm { id, vm, control };
         self.ask_io(DiskId(0), IoCommand::SetVm { vm, control }, wait, actions)

@@ -496,8 +496,14 @@ fn memory_controls_of_groups_and_machine_change_and_outlive_the_server() {
 #[test]
 fn a_vms_claim_on_its_disks_together_goes_with_each_and_changes_at_every_server() {
     let mut world = booted();
-    // Two disks weigh as one VM; one disk needs no claim beside its own.
-    assert_eq!(world.vm_claims, [(0, 0), (0, 0)]);
+    assert_eq!(world.vm_claims, [], "none is described");
+    let first = reservation(20);
+    let early = Request::VmSet { vm: A, setting: Setting::VmIo(first) };
+    assert_eq!(world.host(20, early.clone()), Err(Refusal::State(VmState::Running)));
+    assert_eq!(world.host(21, Request::VmStop(A)), Ok(()));
+    assert_eq!(world.host(22, early), Ok(()));
+    assert_eq!(world.host(23, Request::VmStart(A)), Ok(()));
+    assert_eq!(world.vm_claims, [(0, 20), (0, 20)], "it goes with each of its disks");
     world.vm_claims.clear();
     let set = |vm, value| Request::VmSet { vm, setting: Setting::VmIo(reservation(value)) };
     assert_eq!(world.host(1, set(A, 70)), Ok(()));
