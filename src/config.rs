@@ -292,24 +292,23 @@ impl Reader<'_> {
         let claim = system::GroupMemory { reservation, shares };
         claim.check().map_err(|_| {
             let span = memory.shares.as_ref().map_or(0..0, Spanned::span);
-            let cure = "write \"low\", \"normal\", \"high\" or a number in between";
-            self.error(span, "shares are between 1 and 1000000", cure)
+            self.error(span, SHARES.0, SHARES.1)
         })?;
         Ok(claim)
     }
 
     fn memory_controls(&self, host: &raw::Host) -> Result<system::MemoryControls, Error> {
         let tax = host.tax.as_ref().map_or(system::TAX_DEFAULT, |tax| *tax.get_ref());
-        if tax > protocol::mem::TAX_MAX {
-            let span = host.tax.as_ref().map_or(0..0, Spanned::span);
-            let what = "the idle-memory tax is below 1000 permille";
-            return Err(self.error(span, what, "write a number from 0 to 999"));
-        }
-        Ok(system::MemoryControls {
+        let controls = system::MemoryControls {
             tax,
             scan_pages_per_second: host.scan_pages_per_second,
             scan_pages_per_second_vm: host.scan_pages_per_second_vm.unwrap_or(u32::MAX),
-        })
+        };
+        controls.check().map_err(|_| {
+            let span = host.tax.as_ref().map_or(0..0, Spanned::span);
+            self.error(span, TAX.0, TAX.1)
+        })?;
+        Ok(controls)
     }
 
     fn vm(&self, vm: &VmTable, groups: &[String], build: &mut Build) -> Result<system::Vm, Error> {
@@ -585,16 +584,10 @@ impl Reader<'_> {
                 "the limit is above the guest's memory",
                 "lower memory.limit or raise memory.size",
             ),
-            VmRule::Shares => (
-                or_name(memory.shares.as_ref().map(Spanned::span)),
-                "shares are between 1 and 1000000",
-                "write \"low\", \"normal\", \"high\" or a number in between",
-            ),
-            VmRule::Tax => (
-                or_name(memory.tax.as_ref().map(Spanned::span)),
-                "the idle-memory tax is below 1000 permille",
-                "write a number from 0 to 999",
-            ),
+            VmRule::Shares => {
+                (or_name(memory.shares.as_ref().map(Spanned::span)), SHARES.0, SHARES.1)
+            }
+            VmRule::Tax => (or_name(memory.tax.as_ref().map(Spanned::span)), TAX.0, TAX.1),
             VmRule::Group => (
                 or_name(vm.group.as_ref().map(Spanned::span)),
                 "no such group",
@@ -619,10 +612,19 @@ impl Reader<'_> {
     }
 }
 
+/// What is wrong with shares of memory, and the cure.
+const SHARES: (&str, &str) = (
+    "shares are between 1 and 1000000",
+    "write \"low\", \"normal\", \"high\" or a number in between",
+);
+/// What is wrong with a tax, and the cure.
+const TAX: (&str, &str) =
+    ("the idle-memory tax is below 1000 permille", "write a number from 0 to 999");
+
 /// What is wrong with an `io` table, and the cure.
 const fn io_rule(rule: VmRule) -> (&'static str, &'static str) {
     match rule {
-        VmRule::Shares => ("shares are between 1 and 1000000", "write a number, or low or high"),
+        VmRule::Shares => (SHARES.0, "write a number, or low or high"),
         VmRule::IoBurst => {
             ("the idle credit is at most 256 requests", "write io.burst = 256 or less")
         }

@@ -19,35 +19,27 @@ fn pages(text: &str) -> Option<Pages> {
 pub fn settings_of(texts: &[String]) -> Result<Vec<Setting>, Error> {
     let mut settings: Vec<Setting> = Vec::new();
     for text in texts {
-        if text.starts_with("io.") {
-            let known = settings.iter_mut().find_map(|setting| match setting {
-                Setting::VmIo(change) => Some(change),
-                _ => None,
-            });
-            match known {
-                Some(change) => io_change(text, text, change)?,
-                None => {
-                    let mut change = IoChange::default();
-                    io_change(text, text, &mut change)?;
-                    settings.push(Setting::VmIo(change));
-                }
+        let of_disk = text.strip_prefix("disk").and_then(|t| t.split_once('.'));
+        // Of one disk, or of all of them.
+        let (disk, rest) = match of_disk {
+            Some((number, rest)) => (Some(number.parse().map_err(|_| io_wrong(text))?), rest),
+            None if text.starts_with("io.") => (None, text.as_str()),
+            None => {
+                settings.push(setting(text)?);
+                continue;
             }
-            continue;
-        }
-        let Some((number, rest)) = text.strip_prefix("disk").and_then(|t| t.split_once('.')) else {
-            settings.push(setting(text)?);
-            continue;
         };
-        let number = number.parse().map_err(|_| io_wrong(text))?;
         let known = settings.iter_mut().find_map(|setting| match setting {
-            Setting::Io { disk, change } if *disk == number => Some(change),
+            Setting::Io { disk: number, change } if disk == Some(*number) => Some(change),
+            Setting::VmIo(change) if disk.is_none() => Some(change),
             _ => None,
         });
         let mut change = known.as_deref().copied().unwrap_or_default();
         io_change(text, rest, &mut change)?;
-        match known {
-            Some(place) => *place = change,
-            None => settings.push(Setting::Io { disk: number, change }),
+        match (known, disk) {
+            (Some(place), _) => *place = change,
+            (None, Some(disk)) => settings.push(Setting::Io { disk, change }),
+            (None, None) => settings.push(Setting::VmIo(change)),
         }
     }
     Ok(settings)

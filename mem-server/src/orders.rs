@@ -6,7 +6,6 @@ use protocol::mem::{
 };
 use protocol::units::{Gfn, Nanos, Pages, VmId};
 
-use crate::admission::{self};
 use crate::mechanism::Mechanism;
 use crate::page::{PageOp, next};
 use crate::policy::large::Demotion;
@@ -119,7 +118,7 @@ impl Server<'_> {
                 Ok(()) => MemReply::Done,
                 Err(error) => MemReply::Error(error),
             },
-            MemRequest::SetMachine(controls) if controls.tax <= admission::TAX_MAX => {
+            MemRequest::SetMachine(controls) if controls.check().is_ok() => {
                 self.policy.tax = controls.tax;
                 self.policy.scan_rate = controls.scan_pages_per_second;
                 self.policy.scan_rate_vm = controls.scan_pages_per_second_vm;

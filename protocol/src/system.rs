@@ -349,6 +349,17 @@ impl Default for MemoryControls {
     }
 }
 
+impl MemoryControls {
+    /// Checks the controls by themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`VmRule::Tax`].
+    pub const fn check(&self) -> Result<(), VmRule> {
+        if self.tax > TAX_MAX { Err(VmRule::Tax) } else { Ok(()) }
+    }
+}
+
 /// A change of [`MemoryControls`]; what is `None` stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryChange {

@@ -6,10 +6,10 @@ use super::{
 };
 use protocol::io::MAX_CLIENTS;
 use protocol::link::{Refusal, Request, ServerId, Setting, StopReason, VmState};
-use protocol::mem::{MemRequest, TAX_MAX, VmMemory};
+use protocol::mem::{MemRequest, VmMemory};
 use protocol::root::{IoCommand, VmmCommand};
 use protocol::slots::{SWAP_CLIENT, SWAP_DISK};
-use protocol::system::{GroupMemoryChange, IoChange, MemoryChange, Vm, VmRule};
+use protocol::system::{Group, GroupMemoryChange, IoChange, MemoryChange, Vm, VmRule};
 use protocol::units::{DiskId, MAX_VMS, VmId};
 
 impl Supervisor {
@@ -193,8 +193,7 @@ impl Supervisor {
                     return self.wrong_state(vm);
                 }
                 let request = MemRequest::SetBalloon { vm, target };
-                let is_told = self.tell_mem(request, MemWait::Balloon(id), actions);
-                return (!is_told).then_some(Err(Refusal::Full));
+                return self.ask_mem(request, MemWait::Balloon(id), actions);
             }
             Setting::Io { .. } | Setting::VmIo(_) => {}
         }
@@ -208,7 +207,16 @@ impl Supervisor {
         }
         let wanted = VmMemory::configured(&memory, config.group, &config.balloon);
         let request = MemRequest::SetControls { vm, controls: wanted.controls };
-        let is_told = self.tell_mem(request, MemWait::Controls { vm, id, memory }, actions);
+        self.ask_mem(request, MemWait::Controls { vm, id, memory }, actions)
+    }
+
+    fn ask_mem(
+        &mut self,
+        request: MemRequest,
+        wait: MemWait,
+        actions: &mut Actions,
+    ) -> Option<Result<(), Refusal>> {
+        let is_told = self.tell_mem(request, wait, actions);
         (!is_told).then_some(Err(Refusal::Full))
     }
 
@@ -284,6 +292,11 @@ impl Supervisor {
         self.ask_io(DiskId(0), IoCommand::SetVm { vm, control }, wait, actions)
     }
 
+    /// The group of that name, and its number.
+    fn group_named(&self, name: &str) -> Option<(u8, &Group)> {
+        (0..).zip(&self.groups).find(|(_, group)| group.name == *name)
+    }
+
     pub(super) fn host_set_group(
         &mut self,
         id: u32,
@@ -291,8 +304,7 @@ impl Supervisor {
         change: &IoChange,
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
-        let mut known = (0_u8..).zip(&self.groups);
-        let Some((group, settings)) = known.find(|(_, group)| group.name == *name) else {
+        let Some((group, settings)) = self.group_named(name) else {
             return Some(Err(Refusal::Unknown));
         };
         let control = change.applied(&settings.io);
@@ -327,8 +339,7 @@ impl Supervisor {
         change: &GroupMemoryChange,
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
-        let mut known = (0_u8..).zip(&self.groups);
-        let Some((group, settings)) = known.find(|(_, group)| group.name == *name) else {
+        let Some((group, settings)) = self.group_named(name) else {
             return Some(Err(Refusal::Unknown));
         };
         let claim = change.applied(&settings.memory);
@@ -336,8 +347,7 @@ impl Supervisor {
             return Some(Err(Refusal::Rule(rule)));
         }
         let wait = MemWait::Group { id, group, claim };
-        let is_told = self.tell_mem(MemRequest::SetGroup { group, claim }, wait, actions);
-        (!is_told).then_some(Err(Refusal::Full))
+        self.ask_mem(MemRequest::SetGroup { group, claim }, wait, actions)
     }
 
     pub(super) fn host_set_memory(
@@ -347,12 +357,11 @@ impl Supervisor {
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
         let controls = change.applied(&self.memory);
-        if controls.tax > TAX_MAX {
-            return Some(Err(Refusal::Rule(VmRule::Tax)));
+        if let Err(rule) = controls.check() {
+            return Some(Err(Refusal::Rule(rule)));
         }
         let wait = MemWait::Machine { id, controls };
-        let is_told = self.tell_mem(MemRequest::SetMachine(controls), wait, actions);
-        (!is_told).then_some(Err(Refusal::Full))
+        self.ask_mem(MemRequest::SetMachine(controls), wait, actions)
     }
 
     /// Asks the server of `on` for its figures; those of the next disk follow when it has answered.
@@ -389,8 +398,7 @@ impl Supervisor {
             return self.wrong_state(vm);
         }
         let wait = MemWait::Explain { vm, id };
-        let is_told = self.tell_mem(MemRequest::Explain { vm }, wait, actions);
-        (!is_told).then_some(Err(Refusal::Full))
+        self.ask_mem(MemRequest::Explain { vm }, wait, actions)
     }
 
     pub(super) fn host_kill(
