@@ -728,7 +728,7 @@ fn dispatch_words(words: &[&str]) -> Result<(), Error> {
 /// What the target answers.
 pub fn states(asked: &impl Ask) -> Result<Vec<(VmId, String, VmState)>, Error> {
     let vm = |line| match line {
-        Line::Vm { vm, name, state } => Some((vm, name, state)),
+        Line::Vm { vm, name, state, .. } => Some((vm, name, state)),
         _ => None,
     };
     Ok(asked.ask(Request::VmList)?.into_iter().filter_map(vm).collect())

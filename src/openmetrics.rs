@@ -10,8 +10,8 @@ use crate::report::{
 };
 use crate::session::{DiskClient, server_name};
 use protocol::io::{DiskStats, LATENCY_BOUNDS};
-use protocol::link::{EXIT_KINDS, Unit, VmState, VmStats};
-use protocol::units::{DiskId, Nanos, VmId};
+use protocol::link::{EXIT_KINDS, MemoryStats, Unit, VmState};
+use protocol::units::{DiskId, Nanos, Pages, VmId};
 use std::fmt::Write;
 
 #[path = "openmetrics/counted.rs"]
@@ -19,6 +19,8 @@ mod counted;
 #[cfg(test)]
 #[path = "openmetrics/grammar.rs"]
 mod grammar;
+#[path = "openmetrics/groups.rs"]
+mod groups;
 
 /// Kind of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,7 @@ pub fn text(stats: &Stats) -> String {
     let mut page = Page::default();
     host(&mut page, stats);
     vm_memory(&mut page, stats);
+    groups::families(&mut page, stats);
     counted::families(&mut page, stats);
     vm_work(&mut page, stats);
     disk_rates(&mut page, stats);
@@ -130,28 +133,37 @@ fn host(page: &mut Page, stats: &Stats) {
     page.sample(&[], machine.memory_state);
 }
 
+/// A figure of a VM's memory: its word in a family's name, what it is, where it is.
+type MemoryPart = (&'static str, &'static str, fn(&MemoryStats) -> Pages);
+
+const MEMORY: [MemoryPart; 14] = [
+    ("size", "What the guest sees.", |memory| memory.size),
+    ("granted", "What backs it now.", |memory| memory.granted),
+    ("active", "Estimate of what it uses.", |memory| memory.active),
+    ("shared", "Its memory that is shared.", |memory| memory.shared),
+    ("saved", "What sharing saves.", |memory| memory.saved),
+    ("balloon", "What its balloon holds.", |memory| memory.balloon),
+    ("balloon_target", "What its balloon should hold.", |memory| memory.balloon_target),
+    ("swapped", "Its memory on the swap partition.", |memory| memory.swapped),
+    ("compressed", "Its memory in the compressed tier.", |memory| memory.compressed),
+    ("swap_target", "What should be on the swap partition.", |memory| memory.swap_target),
+    ("target", "What the policy wants it to have.", |memory| memory.target),
+    ("tax_paid", "What the idle memory tax takes off.", |memory| memory.tax_paid),
+    ("overhead", "What the hypervisor spends on it.", |memory| memory.overhead),
+    ("large", "Its memory that large pages map.", |memory| memory.large),
+];
+
+/// Labels of a VM: its name, and its group if it is in one.
+fn vm_labels<'s>(stats: &'s Stats, vm: VmId, name: &'s str) -> Vec<(&'static str, &'s str)> {
+    let group = stats.group_of(vm).map(|group| ("group", group));
+    [("vm", name)].into_iter().chain(group).collect()
+}
+
 fn vm_memory(page: &mut Page, stats: &Stats) {
-    type Part = fn(&VmStats) -> u64;
-    let parts: [(&str, &str, Part); 14] = [
-        ("size", "What the guest sees.", |s| s.memory.size.bytes()),
-        ("granted", "What backs it now.", |s| s.memory.granted.bytes()),
-        ("active", "Estimate of what it uses.", |s| s.memory.active.bytes()),
-        ("shared", "Its memory that is shared.", |s| s.memory.shared.bytes()),
-        ("saved", "What sharing saves.", |s| s.memory.saved.bytes()),
-        ("balloon", "What its balloon holds.", |s| s.memory.balloon.bytes()),
-        ("balloon_target", "What its balloon should hold.", |s| s.memory.balloon_target.bytes()),
-        ("swapped", "Its memory on the swap partition.", |s| s.memory.swapped.bytes()),
-        ("compressed", "Its memory in the compressed tier.", |s| s.memory.compressed.bytes()),
-        ("swap_target", "What should be there.", |s| s.memory.swap_target.bytes()),
-        ("target", "What the policy wants it to have.", |s| s.memory.target.bytes()),
-        ("tax_paid", "What the idle memory tax takes off.", |s| s.memory.tax_paid.bytes()),
-        ("overhead", "What the hypervisor spends on it.", |s| s.memory.overhead.bytes()),
-        ("large", "Its memory that large pages map.", |s| s.memory.large.bytes()),
-    ];
-    for (name, help, part) in parts {
+    for (name, help, part) in MEMORY {
         page.family(&format!("vm_memory_{name}_bytes"), Kind::Gauge, help);
-        for (_, vm, _, counters) in &stats.vms {
-            page.sample(&[("vm", vm)], part(counters));
+        for (id, vm, _, counters) in &stats.vms {
+            page.sample(&vm_labels(stats, *id, vm), part(&counters.memory).bytes());
         }
     }
 }

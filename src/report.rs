@@ -1,6 +1,7 @@
 //! What the host command prints: tables, `top`, events, and the same as JSON.
 
 pub mod disk;
+pub mod group;
 
 use crate::session::{DiskClient, Line, refusal_text, server_name};
 use protocol::link::{
@@ -85,7 +86,7 @@ pub const fn state_name(state: VmState) -> &'static str {
 pub fn vm_list(lines: &[Line]) -> Table {
     let mut table = Table::new(&["ID", "NAME", "STATE"]);
     for line in lines {
-        if let Line::Vm { vm, name, state } = line {
+        if let Line::Vm { vm, name, state, .. } = line {
             table.row(vec![vm.0.to_string(), name.clone(), state_name(*state).to_owned()]);
         }
     }
@@ -95,7 +96,7 @@ pub fn vm_list(lines: &[Line]) -> Table {
 /// `vm list --json`: one object a VM, states as in the table.
 pub fn vm_list_json(lines: &[Line]) -> Value {
     let vm = |line: &Line| match line {
-        Line::Vm { vm, name, state } => {
+        Line::Vm { vm, name, state, .. } => {
             Some(json!({"id": vm.0, "name": name, "state": state_name(*state)}))
         }
         _ => None,
@@ -164,6 +165,8 @@ pub struct Stats {
     pub disk_clients: Vec<DiskClient>,
     /// Disks of the machine, in order.
     pub disks: Vec<(DiskId, protocol::io::DiskStats)>,
+    /// Groups of VMs.
+    pub groups: Vec<group::Group>,
 }
 
 impl Stats {
@@ -172,8 +175,11 @@ impl Stats {
         let mut stats = Self::default();
         for line in lines {
             match line {
-                Line::Vm { vm, name, state } => {
+                Line::Vm { vm, name, state, group } => {
                     stats.vms.push((*vm, name.clone(), *state, VmStats::default()));
+                    if let Some(group) = group {
+                        stats.group_mut(group).members.push(*vm);
+                    }
                 }
                 Line::VmStats { vm, stats: counters } => {
                     let known = stats.vms.iter_mut().find(|(id, ..)| id == vm);
@@ -191,6 +197,13 @@ impl Stats {
                 }
                 Line::DiskClient(client) => stats.disk_clients.push(client.clone()),
                 Line::Disk { disk, stats: figures } => stats.disks.push((*disk, *figures)),
+                Line::Group { group, memory, io } => {
+                    let group = stats.group_mut(group);
+                    (group.memory, group.io) = (*memory, *io);
+                }
+                Line::GroupDisk { group, on, stats: figures } => {
+                    stats.group_mut(group).disks.push((*on, *figures));
+                }
                 Line::Cap { .. } => {}
             }
         }
@@ -214,7 +227,6 @@ impl Stats {
 
     /// One object: machine, VMs by name, servers by name, terms by server.
     pub fn json(&self) -> Value {
-        let object = |pairs: Vec<(String, Value)>| Value::Object(pairs.into_iter().collect());
         let vms = self.vms.iter().map(|(id, name, state, stats)| {
             let exits = EXIT_KINDS.iter().zip(stats.exits);
             let exits: Map<String, Value> =
@@ -256,14 +268,6 @@ impl Stats {
             });
             (name.clone(), value)
         });
-        let servers = self.servers.iter().map(|(server, stats)| {
-            let value = json!({
-                "time_seconds_total": stats.time.0 as f64 / 1e9,
-                "restarts_total": stats.restarts,
-                "logs_lost_total": stats.logs_lost,
-            });
-            (server_name(*server), value)
-        });
         let terms = self.terms.iter().map(|term| {
             let vm = term.vm.and_then(|vm| self.vm_name(vm));
             let server = server_name(term.server);
@@ -277,11 +281,25 @@ impl Stats {
                 "free_bytes": self.machine.free.bytes(),
                 "memory_state": self.machine.memory_state,
             },
-            "vms": object(vms.collect()),
-            "servers": object(servers.collect()),
+            "vms": Value::Object(vms.collect()),
+            "servers": self.servers_json(),
             "terms": terms.collect::<Vec<_>>(),
             "disk": self.disk_json(),
+            "groups": self.groups_json(),
         })
+    }
+
+    /// One object, servers by name.
+    fn servers_json(&self) -> Value {
+        let servers = self.servers.iter().map(|(server, stats)| {
+            let value = json!({
+                "time_seconds_total": stats.time.0 as f64 / 1e9,
+                "restarts_total": stats.restarts,
+                "logs_lost_total": stats.logs_lost,
+            });
+            (server_name(*server), value)
+        });
+        Value::Object(servers.collect())
     }
 
     /// The screen of `top`: rates against `before`, an earlier answer.
@@ -449,7 +467,7 @@ mod tests {
         let vm = VmId(0);
         let stats = VmStats { exits: [1, 2, 3, 4, 5, 6, 7, 8], ..VmStats::default() };
         let lines = [
-            Line::Vm { vm, name: "web".to_owned(), state: VmState::Running },
+            Line::Vm { vm, name: "web".to_owned(), state: VmState::Running, group: None },
             Line::VmStats { vm, stats },
             Line::Server { server: ServerId::Mem, stats: ServerStats::default() },
         ];

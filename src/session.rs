@@ -48,6 +48,8 @@ pub enum Line {
         name: String,
         /// Its state.
         state: link::VmState,
+        /// Name of its group, if it is in one.
+        group: Option<String>,
     },
     /// Counters of a VM.
     VmStats {
@@ -103,6 +105,24 @@ pub enum Line {
         /// Its figures.
         stats: protocol::io::DiskStats,
     },
+    /// A group of VMs with its present claims.
+    Group {
+        /// Its name.
+        group: String,
+        /// Its claim on memory.
+        memory: protocol::system::GroupMemory,
+        /// Its claim on each disk.
+        io: protocol::system::IoControl,
+    },
+    /// What a disk did for a group.
+    GroupDisk {
+        /// The group's name.
+        group: String,
+        /// The disk of the machine.
+        on: DiskId,
+        /// Counted by its server.
+        stats: protocol::io::GroupStats,
+    },
 }
 
 /// A client of the disk, owned.
@@ -129,7 +149,9 @@ pub struct DiskClient {
 impl From<Row<'_>> for Line {
     fn from(row: Row<'_>) -> Self {
         match row {
-            Row::Vm { vm, name, state } => Self::Vm { vm, name: name.to_owned(), state },
+            Row::Vm { vm, name, state, group } => {
+                Self::Vm { vm, name: name.to_owned(), state, group: group.map(str::to_owned) }
+            }
             Row::VmStats { vm, stats } => Self::VmStats { vm, stats },
             Row::Server { server, stats } => Self::Server { server, stats },
             Row::Machine(stats) => Self::Machine { stats },
@@ -157,6 +179,10 @@ impl From<Row<'_>> for Line {
                 })
             }
             Row::Disk { disk, stats } => Self::Disk { disk, stats },
+            Row::Group { group, memory, io } => Self::Group { group: group.to_owned(), memory, io },
+            Row::GroupDisk { group, on, stats } => {
+                Self::GroupDisk { group: group.to_owned(), on, stats }
+            }
         }
     }
 }

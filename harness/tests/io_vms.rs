@@ -6,7 +6,7 @@ use io_sched_server::{
     server::Config,
 };
 use protocol::{
-    io::{Controls, IoError, IoReply, IoRequest, ROOT_BADGE, VmClaim, vm_group},
+    io::{Controls, GroupStats, IoError, IoReply, IoRequest, ROOT_BADGE, VmClaim, vm_group},
     units::{Nanos, VmId},
 };
 
@@ -162,4 +162,31 @@ fn a_vms_claim_ends_with_its_last_disk_and_may_come_back_elsewhere() {
     world.run_until(until);
     let got = world.clients[3].rate(Nanos(until.0 - 3_000_000_000), until);
     assert!(near(got, 50.0, 3.0), "{got}");
+}
+
+#[test]
+fn a_group_keeps_what_its_clients_were_served_when_they_go() {
+    let mut world = world();
+    for group in [0, 1] {
+        let request = IoRequest::SetGroup { group, parent: None, controls: controls(0, 0, 1000) };
+        assert_eq!(ask(&mut world, &request), IoReply::Done);
+    }
+    // One below a VM's own claim, one in the group itself, one in none.
+    world.add_below(disk(0), (Some(0), Some(claim(0, controls(0, 0, 1000)))));
+    let mut counted = disk(1);
+    counted.load = Load::Bursts { count: 50, period: Nanos::from_secs(60) };
+    world.add_in_group(counted, Some(0));
+    world.add(disk(2));
+    world.run_until(Nanos::from_secs(1));
+    let (first, second) = (world.stats(0, 0), world.stats(0, 1));
+    assert_eq!(second.reads, 50);
+    let sum = GroupStats::NONE.with(&first).with(&second);
+    assert_eq!(world.nodes[0].server.group_stats(0), sum);
+    assert_eq!(world.nodes[0].server.group_stats(1), GroupStats::NONE);
+    assert_eq!(ask(&mut world, &IoRequest::Detach { index: 1 }), IoReply::Done);
+    assert_eq!(world.nodes[0].server.group_stats(0), sum);
+    // In another group it begins anew; the first group keeps what it had there.
+    assert!(matches!(ask(&mut world, &attach(1, Some(1), None)), IoReply::Disk(_)));
+    assert_eq!(world.nodes[0].server.group_stats(0), sum);
+    assert_eq!(world.nodes[0].server.group_stats(1), GroupStats::NONE);
 }

@@ -20,7 +20,10 @@ use protocol::{
         Controls, DOORBELL, DiskStats, IoError, IoReply, IoRequest, MAX_CLIENTS, PartitionLabel,
         VmClaim, vm_group,
     },
-    root::{Command, IoCommand, IoCounter, RootRequest, Text, io_counter},
+    root::{
+        Command, IoCommand, IoCounter, IoGroupCounter, RootRequest, Text, io_counter,
+        io_group_counter,
+    },
     slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLER, TIMER, notify},
     startup::{IoStart, Role, Startup},
     system::{Disk, IoControl},
@@ -79,6 +82,8 @@ struct Edge {
     counters_due: Option<Nanos>,
     attached: u32,
     draining: u32,
+    /// Groups of the description.
+    groups: u8,
 }
 
 fn main(startup: Startup) -> ! {
@@ -93,7 +98,8 @@ fn main(startup: Startup) -> ! {
         }
         Err(error) => defmt::error!("no disk: {}", error),
     }
-    let mut edge = Edge { state, armed: None, counters_due: None, attached: 0, draining: 0 };
+    let mut edge =
+        Edge { state, armed: None, counters_due: None, attached: 0, draining: 0, groups: 0 };
     edge.prepare(&start);
     edge.serve()
 }
@@ -127,6 +133,7 @@ impl Edge {
     fn prepare(&mut self, start: &IoStart) {
         let config = Config { policy: start.policy, ..Config::DEFAULT };
         self.state.server.configure(config);
+        self.groups = start.groups.len() as u8;
         for (group, settings) in (0..).zip(&start.groups) {
             let controls = controls(&settings.io);
             self.control(&IoRequest::SetGroup { group, parent: None, controls });
@@ -376,14 +383,29 @@ impl Edge {
                 (IoCounter::Errors, stats.errors),
                 (IoCounter::LatencyP50, stats.latency_p50.0),
                 (IoCounter::LatencyP99, stats.latency_p99.0),
-                (IoCounter::Queued, u64::from(stats.queued)),
-                (IoCounter::InDevice, u64::from(stats.in_device)),
-                (IoCounter::ByReservation, stats.by_reservation),
-                (IoCounter::ByWeight, stats.by_weight),
-                (IoCounter::Violations, stats.violations),
             ];
             for (counter, value) in values {
                 runtime::shared::publish(io_counter(client, counter), value);
+            }
+        }
+        self.publish_groups();
+    }
+
+    fn publish_groups(&self) {
+        for group in 0..self.groups {
+            let stats = self.state.server.group_stats(group);
+            let values = [
+                (IoGroupCounter::Reads, stats.reads),
+                (IoGroupCounter::Writes, stats.writes),
+                (IoGroupCounter::Flushes, stats.flushes),
+                (IoGroupCounter::ReadBytes, stats.read_bytes),
+                (IoGroupCounter::WrittenBytes, stats.written_bytes),
+                (IoGroupCounter::Errors, stats.errors),
+                (IoGroupCounter::ByReservation, stats.by_reservation),
+                (IoGroupCounter::ByWeight, stats.by_weight),
+            ];
+            for (counter, value) in values {
+                runtime::shared::publish(io_group_counter(group, counter), value);
             }
         }
     }

@@ -9,7 +9,7 @@ use core::sync::atomic::AtomicU64;
 use protocol::{
     interface::decode,
     io::{
-        ClientStats, Controls, DiskInfo, DiskStats, Io, IoError, IoReply, IoRequest,
+        ClientStats, Controls, DiskInfo, DiskStats, GroupStats, Io, IoError, IoReply, IoRequest,
         LATENCY_BOUNDS, MAX_CLIENTS, MAX_GROUPS, PartitionLabel, Policy, ROOT_BADGE, VmClaim,
         WaitsFor,
     },
@@ -244,6 +244,8 @@ pub struct Server<M: Memory> {
     disk: Disk,
     sessions: [Option<Session<M::Area>>; MAX_CLIENTS],
     groups: [Option<Group>; MAX_GROUPS],
+    /// What the clients of each group of the description were served that have gone.
+    gone: [GroupStats; GROUPS_MAX],
     dispatcher: Dispatcher<AnyScheduler<NODES, INNERS>, Item, MAX_CLIENTS, BLK_SLOTS>,
     tags: [Option<InDevice>; TAGS],
     free_tags: u64,
@@ -316,6 +318,7 @@ impl<M: Memory> Server<M> {
             disk: Disk::Absent,
             sessions: [const { None }; MAX_CLIENTS],
             groups: [None; MAX_GROUPS],
+            gone: [GroupStats::NONE; GROUPS_MAX],
             dispatcher: Dispatcher::new(AnyScheduler::new(config.policy), config.batch),
             tags: [None; TAGS],
             free_tags: u64::MAX,
@@ -819,8 +822,14 @@ impl<M: Memory> Server<M> {
         if in_device > 0 {
             return IoReply::Draining { in_device };
         }
-        let group = session.group;
+        let (group, stats) = (session.group, session.stats);
         self.sessions[at] = None;
+        for named in 0..GROUPS_MAX as u8 {
+            if self.is_below(group, named) {
+                let gone = &mut self.gone[usize::from(named)];
+                *gone = gone.with(&stats);
+            }
+        }
         self.drop_vm_group(group);
         IoReply::Done
     }
@@ -1048,6 +1057,14 @@ impl<M: Memory> Server<M> {
             stats.lead = policy.lead(now, index);
         }
         IoReply::Stats(stats)
+    }
+
+    /// What the clients of group `group` of the description were served, those that have gone included.
+    pub fn group_stats(&self, group: u8) -> GroupStats {
+        let gone = self.gone.get(usize::from(group)).copied().unwrap_or_default();
+        let members = self.sessions.iter().flatten();
+        let members = members.filter(|session| self.is_below(session.group, group));
+        members.fold(gone, |sum, session| sum.with(&session.stats))
     }
 
     fn waits_for(&self, client: NodeId) -> WaitsFor {

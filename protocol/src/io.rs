@@ -280,6 +280,56 @@ pub struct ClientStats {
     pub lead: Lead,
 }
 
+/// What all clients of a group were served, those that have gone included, since the server of the disk was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStats {
+    /// Reads completed.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Completed with an error.
+    pub errors: u64,
+    /// Served in the reservation phase.
+    pub by_reservation: u64,
+    /// Served by shares.
+    pub by_weight: u64,
+}
+
+impl GroupStats {
+    /// Nothing served.
+    pub const NONE: Self = Self {
+        reads: 0,
+        writes: 0,
+        flushes: 0,
+        read_bytes: 0,
+        written_bytes: 0,
+        errors: 0,
+        by_reservation: 0,
+        by_weight: 0,
+    };
+
+    /// With what a client was served.
+    #[must_use]
+    pub const fn with(self, client: &ClientStats) -> Self {
+        Self {
+            reads: self.reads.saturating_add(client.reads),
+            writes: self.writes.saturating_add(client.writes),
+            flushes: self.flushes.saturating_add(client.flushes),
+            read_bytes: self.read_bytes.saturating_add(client.read_bytes),
+            written_bytes: self.written_bytes.saturating_add(client.written_bytes),
+            errors: self.errors.saturating_add(client.errors),
+            by_reservation: self.by_reservation.saturating_add(client.by_reservation),
+            by_weight: self.by_weight.saturating_add(client.by_weight),
+        }
+    }
+}
+
 /// How far a client's tags are ahead of their clocks: a request may go when its tag has no lead left. Below zero it
 /// is late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

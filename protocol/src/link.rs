@@ -13,7 +13,7 @@ use crate::units::{DiskId, Gfn, Nanos, Pages, VmId};
 use serde::{Deserialize, Serialize};
 
 /// Version spoken here; the first frame from the target carries it.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Longest frame in bytes, its closing zero included.
 pub const FRAME_MAX: usize = 2048;
 /// Most console or log bytes in one frame: leaves room for the variant and the COBS codes.
@@ -139,8 +139,8 @@ pub enum Request {
         /// What to change.
         setting: Setting,
     },
-    /// One `Row::Vm` and `Row::VmStats` for each VM, `Row::Server` for each server, one
-    /// `Row::Machine`, and `Row::Term`s.
+    /// One `Row::Vm` and `Row::VmStats` for each VM, `Row::Server` for each server, `Row::Group` for each group and
+    /// `Row::GroupDisk` for each and each disk, one `Row::Machine`, and `Row::Term`s.
     Stats,
     /// One `Row::Cap` for each capability of each server.
     Caps,
@@ -404,6 +404,8 @@ pub enum Row<'a> {
         name: &'a str,
         /// Its state.
         state: VmState,
+        /// Name of its group, if it is in one.
+        group: Option<&'a str>,
     },
     /// Counters of a VM.
     VmStats {
@@ -472,6 +474,24 @@ pub enum Row<'a> {
         disk: DiskId,
         /// Its figures.
         stats: io::DiskStats,
+    },
+    /// A group of VMs with its present claims.
+    Group {
+        /// Its name.
+        group: &'a str,
+        /// Its claim on memory.
+        memory: system::GroupMemory,
+        /// Its claim on each disk of the machine.
+        io: system::IoControl,
+    },
+    /// What a disk of the machine did for a group.
+    GroupDisk {
+        /// The group's name.
+        group: &'a str,
+        /// The disk.
+        on: DiskId,
+        /// Counted by its server.
+        stats: io::GroupStats,
     },
 }
 

@@ -406,16 +406,31 @@ pub enum IoCounter {
     LatencyP50,
     /// 99th percentile of the latency in nanoseconds.
     LatencyP99,
-    /// Requests waiting in the scheduler.
-    Queued,
-    /// Requests in the device.
-    InDevice,
+    /// Number of counters.
+    Count,
+}
+
+/// Counters of one group at the io-sched-server, as [`crate::io::GroupStats`] names them; group n's start at
+/// [`io_group_counter`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum IoGroupCounter {
+    /// Reads completed.
+    Reads,
+    /// Writes completed.
+    Writes,
+    /// Flushes completed.
+    Flushes,
+    /// Bytes read.
+    ReadBytes,
+    /// Bytes written.
+    WrittenBytes,
+    /// Requests that ended in an error.
+    Errors,
     /// Requests served in the reservation phase.
     ByReservation,
     /// Requests served by shares.
     ByWeight,
-    /// Ring entries that were no requests.
-    Violations,
     /// Number of counters.
     Count,
 }
@@ -425,7 +440,9 @@ pub const MEM_COUNTERS: usize = 48;
 /// Counters per VM at the mem-server.
 pub const MEM_VM_COUNTERS: usize = 24;
 /// Counters per client at the io-sched-server.
-pub const IO_CLIENT_COUNTERS: usize = 14;
+pub const IO_CLIENT_COUNTERS: usize = 8;
+/// Counters per group at the io-sched-server.
+pub const IO_GROUP_COUNTERS: usize = 8;
 
 /// Word of a vmm-server's shared page with `counter`.
 pub const fn vmm_counter(counter: VmmCounter) -> usize {
@@ -445,7 +462,13 @@ pub const fn mem_vm_counter(vm: VmId, counter: MemVmCounter) -> usize {
 
 /// Word of the io-sched-server's shared page with `counter` of `client`.
 pub const fn io_counter(client: u16, counter: IoCounter) -> usize {
-    crate::startup::shared::COUNTERS + 16 + client as usize * IO_CLIENT_COUNTERS + counter as usize
+    crate::startup::shared::COUNTERS + client as usize * IO_CLIENT_COUNTERS + counter as usize
+}
+
+/// Word of the io-sched-server's shared page with `counter` of `group`.
+pub const fn io_group_counter(group: u8, counter: IoGroupCounter) -> usize {
+    let first = io_counter(crate::io::MAX_CLIENTS as u16, IoCounter::Reads);
+    first + group as usize * IO_GROUP_COUNTERS + counter as usize
 }
 
 const _: () = {
@@ -459,7 +482,8 @@ const _: () = {
     assert!(IoCounter::Count as usize <= IO_CLIENT_COUNTERS);
     assert!(vmm_counter(VmmCounter::Count) <= WORDS);
     assert!(mem_vm_counter(VmId(crate::units::MAX_VMS as u16), MemVmCounter::Size) <= WORDS);
-    assert!(io_counter(crate::io::MAX_CLIENTS as u16, IoCounter::Reads) <= WORDS);
+    assert!(IoGroupCounter::Count as usize <= IO_GROUP_COUNTERS);
+    assert!(io_group_counter(crate::system::GROUPS_MAX as u8, IoGroupCounter::Reads) <= WORDS);
 };
 
 #[cfg(test)]

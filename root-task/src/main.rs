@@ -501,6 +501,7 @@ impl Root {
                 host::server_stats(&mut self.serial, id, ServerId::Io(disk), server, restarts);
             }
         }
+        host::groups(&mut self.serial, &self.supervisor, id, has_io);
         let (memory, kernel) = (self.core.machine_memory, self.kernel_memory);
         host::machine(&mut self.serial, id, memory, kernel, self.mem.is_some());
         let free = self.objects.untypeds.free_bytes();

@@ -352,16 +352,21 @@ impl Supervisor {
         let entry = self.clients.get(usize::from(client))?.as_ref()?;
         let config = self.config(entry.vm)?;
         let disk = config.disks.get(usize::from(entry.disk))?;
-        let group = config.group.and_then(|group| self.groups.get(usize::from(group)));
         Some(ClientInfo {
             vm: Some(entry.vm),
             disk: entry.disk,
             part: (entry.part, disk.parts),
             on: entry.on,
             partition: &disk.partition,
-            group: group.map(|group| group.name.as_str()),
+            group: self.group_of(entry.vm),
             io: disk.io,
         })
+    }
+
+    /// Name of the group a VM is in.
+    pub fn group_of(&self, vm: VmId) -> Option<&str> {
+        let group = self.config(vm)?.group?;
+        self.groups.get(usize::from(group)).map(|group| group.name.as_str())
     }
 
     /// Figures of the last [`Output::Disk`].

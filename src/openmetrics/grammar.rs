@@ -5,10 +5,10 @@
 use super::{Stats, text};
 use crate::report::Term;
 use crate::session::{DiskClient, Line};
-use protocol::io::{ClientStats, DiskStats, LATENCY_BOUNDS};
-use protocol::link::{MachineStats, ServerId, ServerStats, Unit, VmState, VmStats};
-use protocol::system::IoControl;
-use protocol::units::{DiskId, VmId};
+use protocol::io::{ClientStats, DiskStats, GroupStats, LATENCY_BOUNDS};
+use protocol::link::{MachineStats, MemoryStats, ServerId, ServerStats, Unit, VmState, VmStats};
+use protocol::system::{GroupMemory, IoControl};
+use protocol::units::{DiskId, Pages, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Default)]
@@ -132,12 +132,54 @@ fn check(text: &str) -> Result<usize, String> {
     Ok(points.len())
 }
 
+/// A group with a VM in it and one without, on two disks.
+fn groups() -> Vec<Line> {
+    let mut lines = Vec::new();
+    for name in ["tenant \"a\"", "empty"] {
+        let group = name.to_owned();
+        let memory =
+            GroupMemory { reservation: Pages(256), shares: (name != "empty").then_some(9) };
+        let io = IoControl { limit: Some(300), ..IoControl::default() };
+        lines.push(Line::Group { group: group.clone(), memory, io });
+        for on in [DiskId(0), DiskId(1)] {
+            let stats = GroupStats { reads: 5, by_weight: 5, ..GroupStats::default() };
+            lines.push(Line::GroupDisk { group: group.clone(), on, stats });
+        }
+    }
+    lines
+}
+
+/// One of each unit, and two that are counted.
+fn terms() -> Vec<Term> {
+    let mut terms = Vec::new();
+    let units =
+        [Unit::Count, Unit::Pages, Unit::Nanos, Unit::Permille, Unit::PerSecond, Unit::Bytes];
+    for (at, unit) in units.into_iter().enumerate() {
+        let name = format!("some.term{at}");
+        terms.push(Term { server: ServerId::Mem, vm: None, name, value: 3, unit });
+    }
+    let vm = Some(VmId(0));
+    let name = "memory.faults.cow".to_owned();
+    terms.push(Term { server: ServerId::Mem, vm, name, value: 7, unit: Unit::Count });
+    let name = "sharing.scanned".to_owned();
+    terms.push(Term { server: ServerId::Mem, vm: None, name, value: 9, unit: Unit::Count });
+    let name = "server.bytes".to_owned();
+    terms.push(Term { server: ServerId::Root, vm, name, value: 3, unit: Unit::Bytes });
+    terms
+}
+
 fn full() -> Stats {
     let mut lines = Vec::new();
     for (id, name) in [(0, "web"), (1, "odd \"name\"\\")] {
         let vm = VmId(id);
-        lines.push(Line::Vm { vm, name: name.to_owned(), state: VmState::Running });
-        lines.push(Line::VmStats { vm, stats: VmStats { exits: [7; 8], ..VmStats::default() } });
+        let group = (id == 1).then(|| "tenant \"a\"".to_owned());
+        let state = VmState::Running;
+        lines.push(Line::Vm { vm, name: name.to_owned(), state, group: group.clone() });
+        let memory = MemoryStats { granted: Pages(2), ..MemoryStats::default() };
+        lines.push(Line::VmStats {
+            vm,
+            stats: VmStats { exits: [7; 8], memory, ..VmStats::default() },
+        });
         let latency_counts = [1; LATENCY_BOUNDS.len() + 1];
         let stats = ClientStats { latency_counts, ..ClientStats::default() };
         let control = IoControl::default();
@@ -146,7 +188,7 @@ fn full() -> Stats {
             vm: Some(vm),
             disk: 0,
             partition,
-            group: (id == 1).then(|| "tenant \"a\"".to_owned()),
+            group,
             control,
             stats,
             part: (0, 1),
@@ -179,25 +221,14 @@ fn full() -> Stats {
     for disk in [DiskId(0), DiskId(1)] {
         lines.push(Line::Disk { disk, stats });
     }
+    lines.extend(groups());
     lines.push(Line::Machine { stats: MachineStats::default() });
     for server in [ServerId::Root, ServerId::Mem, ServerId::Io(DiskId(0)), ServerId::Io(DiskId(1))]
     {
         lines.push(Line::Server { server, stats: ServerStats::default() });
     }
     let mut stats = Stats::from_lines(&lines);
-    let units =
-        [Unit::Count, Unit::Pages, Unit::Nanos, Unit::Permille, Unit::PerSecond, Unit::Bytes];
-    for (at, unit) in units.into_iter().enumerate() {
-        let name = format!("some.term{at}");
-        stats.terms.push(Term { server: ServerId::Mem, vm: None, name, value: 3, unit });
-    }
-    let vm = Some(VmId(0));
-    let name = "memory.faults.cow".to_owned();
-    stats.terms.push(Term { server: ServerId::Mem, vm, name, value: 7, unit: Unit::Count });
-    let name = "sharing.scanned".to_owned();
-    stats.terms.push(Term { server: ServerId::Mem, vm: None, name, value: 9, unit: Unit::Count });
-    let name = "server.bytes".to_owned();
-    stats.terms.push(Term { server: ServerId::Root, vm, name, value: 3, unit: Unit::Bytes });
+    stats.terms = terms();
     stats
 }
 
@@ -226,6 +257,16 @@ fn the_text_keeps_the_grammar() {
         "ballast_share_scan_pages_total 9\n",
         "ballast_term_server_bytes{server=\"root-task\",vm=\"web\"} 3\n",
         "vm=\"odd \\\"name\\\"\\\\\"",
+        "ballast_vm_memory_granted_bytes{vm=\"web\"} 8192\n",
+        "ballast_vm_memory_granted_bytes{vm=\"odd \\\"name\\\"\\\\\",group=\"tenant \\\"a\\\"\"} 8192\n",
+        "ballast_group_vms{group=\"empty\"} 0\n",
+        "ballast_group_memory_granted_bytes{group=\"tenant \\\"a\\\"\"} 8192\n",
+        "ballast_group_memory_granted_bytes{group=\"empty\"} 0\n",
+        "ballast_group_memory_reservation_bytes{group=\"empty\"} 1048576\n",
+        "ballast_group_memory_shares{group=\"tenant \\\"a\\\"\"} 9\n",
+        "ballast_group_io_limit_rate{group=\"empty\"} 300\n",
+        "ballast_group_disk_requests_total{group=\"empty\",on=\"1\",op=\"read\"} 5\n",
+        "ballast_group_io_phase_total{group=\"empty\",on=\"0\",phase=\"weight\"} 5\n",
     ] {
         assert!(text.contains(wanted), "{wanted}\n{text}");
     }
@@ -233,6 +274,9 @@ fn the_text_keeps_the_grammar() {
     assert!(!text.contains("vm=\"web\",disk=\"disk0\",group"), "{text}");
     let of_disks = |line: &&str| line.contains("vm=\"odd") && line.contains("disk=\"disk0\"");
     assert!(text.lines().filter(of_disks).all(|line| line.contains("group=\"tenant")), "{text}");
+    // A group without a weight of its own has none, and without groups there are no families of theirs.
+    assert!(!text.contains("ballast_group_memory_shares{group=\"empty\""), "{text}");
+    assert!(!super::text(&Stats::default()).contains("ballast_group"));
     // What has a family of its own is not there as a gauge as well.
     for unwanted in ["ballast_term_memory_faults", "ballast_term_sharing_scanned"] {
         assert!(!text.contains(unwanted), "{unwanted}\n{text}");

@@ -259,7 +259,7 @@ mod tests {
             on: DiskId(0),
         };
         [
-            Line::Vm { vm, name: "web".to_owned(), state: VmState::Running },
+            Line::Vm { vm, name: "web".to_owned(), state: VmState::Running, group: None },
             Line::Machine { stats: machine },
             Line::DiskClient(client),
             Line::Disk { disk: DiskId(0), stats: DiskStats::default() },

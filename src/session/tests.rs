@@ -34,7 +34,7 @@ fn an_answer_reaches_whoever_asked() {
     let asked: ToTarget<'_> = link::decode(&mut frame).unwrap();
     assert_eq!(asked, ToTarget::Request { id: first, request: Request::VmList });
     say(&mut target, &ToHost::Done { id: second, outcome: Ok(()) });
-    let row = Row::Vm { vm: VmId(3), name: "web", state: VmState::Paused };
+    let row = Row::Vm { vm: VmId(3), name: "web", state: VmState::Paused, group: None };
     say(&mut target, &ToHost::Row { id: first, row });
     say(&mut target, &ToHost::Done { id: first, outcome: Ok(()) });
     assert!(matches!(second_answers.recv().unwrap(), Answer::Done(Ok(()))));

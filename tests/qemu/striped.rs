@@ -1,7 +1,7 @@
 //! A machine with two disks: virtual disks spread over both, claims that hold over both servers together, the end of one
 //! and of both.
 
-use crate::boot::{start, stats, stop, text};
+use crate::boot::{memory, start, stats, stop, text};
 use crate::disk::{limit, set_disk};
 use ballast::machine::Clock;
 use ballast::report::Stats;
@@ -140,6 +140,25 @@ fn groups_and_swap_are_shown(session: &Session) -> Result<(), Failure> {
     Err(format!("{before:?}, then {after:?}"))
 }
 
+/// A group shows who is in it, its claims, and what each disk did for it.
+fn groups_are_counted(session: &Session) -> Result<(), Failure> {
+    let stats = stats(session)?;
+    let Some(group) = stats.groups.first() else { return Err("no group".to_owned()) };
+    let is_right = stats.groups.len() == 1
+        && group.name == "tenant"
+        && group.members == [WIDE]
+        && group.io.shares == 2000
+        && stats.group_sum(group, |memory| memory.granted) == memory(&stats, WIDE).granted
+        && memory(&stats, WIDE).granted.0 > 0;
+    // Both servers were made anew and counted from nothing; then it read what it had written, from both disks.
+    let has_read =
+        |disk: u8| group.disks.iter().any(|(on, stats)| *on == DiskId(disk) && stats.reads > 0);
+    if is_right && group.disks.len() == 2 && has_read(0) && has_read(1) {
+        return Ok(());
+    }
+    Err(format!("{group:?}"))
+}
+
 /// Waits until `server` has been made anew `times` times.
 fn restarted(session: &Session, server: ServerId, times: usize) -> Result<(), Failure> {
     let is_it =
@@ -204,6 +223,9 @@ pub fn run(runner: &mut Runner) {
         });
     runner.case("striped: claims are shown with their group, and swap has one of its own", || {
         groups_and_swap_are_shown(&session)
+    });
+    runner.case("striped: a group's memory and requests are counted on each disk", || {
+        groups_are_counted(&session)
     });
     runner.case("striped: each server has its own disk's interrupt and no ports", || {
         each_has_its_own_disk_alone(&session)

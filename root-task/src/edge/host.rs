@@ -2,13 +2,14 @@
 
 use core::sync::atomic::Ordering;
 
+use protocol::io::GroupStats;
 use protocol::link::{
     DiskStats, MachineStats, MemoryStats, Row, ServerId, ServerStats, ToHost, Unit, VmStats,
 };
 use protocol::mem::{DEMOTIONS, Explanation, FAULTS};
 use protocol::root::{
-    IoCounter, MemCounter, MemVmCounter, VmmCounter, io_counter, mem_counter, mem_vm_counter,
-    vmm_counter,
+    IoCounter, IoGroupCounter, MemCounter, MemVmCounter, VmmCounter, io_counter, io_group_counter,
+    mem_counter, mem_vm_counter, vmm_counter,
 };
 use protocol::slots::Client;
 use protocol::units::{DiskId, MACHINE_DISKS_MAX, Nanos, PAGE_SIZE, Pages, VmId};
@@ -103,7 +104,39 @@ fn exits(vm: VmId) -> [u64; 8] {
 /// A VM's row.
 pub fn vm(serial: &mut Serial, supervisor: &Supervisor, id: u32, vm: VmId) {
     if let (Some(config), Some(state)) = (supervisor.config(vm), supervisor.state(vm)) {
-        serial.send(&ToHost::Row { id, row: Row::Vm { vm, name: &config.name, state } });
+        let group = supervisor.group_of(vm);
+        serial.send(&ToHost::Row { id, row: Row::Vm { vm, name: &config.name, state, group } });
+    }
+}
+
+/// The groups, and what the disks whose servers run did for each.
+pub fn groups(
+    serial: &mut Serial,
+    supervisor: &Supervisor,
+    id: u32,
+    has_io: [bool; MACHINE_DISKS_MAX],
+) {
+    for (index, group) in (0..).zip(supervisor.io_settings().0) {
+        let row = Row::Group { group: &group.name, memory: group.memory, io: group.io };
+        serial.send(&ToHost::Row { id, row });
+        for on in DiskId::all().filter(|disk| has_io.get(disk.index()) == Some(&true)) {
+            let row = Row::GroupDisk { group: &group.name, on, stats: group_disk(index, on) };
+            serial.send(&ToHost::Row { id, row });
+        }
+    }
+}
+
+fn group_disk(group: u8, on: DiskId) -> GroupStats {
+    let get = |counter| word(Client::Io(on), io_group_counter(group, counter));
+    GroupStats {
+        reads: get(IoGroupCounter::Reads),
+        writes: get(IoGroupCounter::Writes),
+        flushes: get(IoGroupCounter::Flushes),
+        read_bytes: get(IoGroupCounter::ReadBytes),
+        written_bytes: get(IoGroupCounter::WrittenBytes),
+        errors: get(IoGroupCounter::Errors),
+        by_reservation: get(IoGroupCounter::ByReservation),
+        by_weight: get(IoGroupCounter::ByWeight),
     }
 }
 

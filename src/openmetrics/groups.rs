@@ -1,0 +1,115 @@
+//! Groups of VMs: their claims, sums over their VMs, and what each disk did for them.
+
+use super::{Kind, MEMORY, Page};
+use crate::report::Stats;
+use crate::report::group::Group;
+use protocol::io::GroupStats;
+
+/// Their families; none without groups.
+pub fn families(page: &mut Page, stats: &Stats) {
+    if stats.groups.is_empty() {
+        return;
+    }
+    memory(page, stats);
+    claims(page, stats);
+    disks(page, stats);
+}
+
+fn memory(page: &mut Page, stats: &Stats) {
+    page.family("group_vms", Kind::Gauge, "VMs in the group, running or not.");
+    for group in &stats.groups {
+        page.sample(&[("group", &group.name)], group.members.len());
+    }
+    for (name, help, part) in MEMORY {
+        let help = format!("Sum over its VMs. {help}");
+        page.family(&format!("group_memory_{name}_bytes"), Kind::Gauge, &help);
+        for group in &stats.groups {
+            page.sample(&[("group", &group.name)], stats.group_sum(group, part).bytes());
+        }
+    }
+    let help = "What its VMs always get together.";
+    page.family("group_memory_reservation_bytes", Kind::Gauge, help);
+    for group in &stats.groups {
+        page.sample(&[("group", &group.name)], group.memory.reservation.bytes());
+    }
+    let help = "Its weight; a group without one leaves its VMs theirs.";
+    page.family("group_memory_shares", Kind::Gauge, help);
+    for group in &stats.groups {
+        if let Some(shares) = group.memory.shares {
+            page.sample(&[("group", &group.name)], shares);
+        }
+    }
+}
+
+fn claims(page: &mut Page, stats: &Stats) {
+    type Part = fn(&Group) -> u64;
+    let parts: [(&str, &str, Part); 5] = [
+        ("reservation_rate", "Requests per second its VMs always get of a disk.", |group| {
+            group.io.reservation.into()
+        }),
+        ("limit_rate", "Requests per second they never exceed there; 0 for none.", |group| {
+            group.io.limit.unwrap_or(0).into()
+        }),
+        ("reservation_rate_bytes", "Bytes per second they always get there.", |group| {
+            group.io.reservation_bytes
+        }),
+        ("limit_rate_bytes", "Bytes per second they never exceed there; 0 for none.", |group| {
+            group.io.limit_bytes.unwrap_or(0)
+        }),
+        ("shares", "Its weight on a disk.", |group| group.io.shares.into()),
+    ];
+    for (name, help, part) in parts {
+        page.family(&format!("group_io_{name}"), Kind::Gauge, help);
+        for group in &stats.groups {
+            page.sample(&[("group", &group.name)], part(group));
+        }
+    }
+}
+
+/// One counter of a disk's work: the label's value, and how to find it.
+type Counted = (&'static str, fn(&GroupStats) -> u64);
+
+fn disks(page: &mut Page, stats: &Stats) {
+    let operations: [Counted; 3] = [
+        ("read", |stats| stats.reads),
+        ("write", |stats| stats.writes),
+        ("flush", |stats| stats.flushes),
+    ];
+    let help = "Requests of its VMs that the disk completed.";
+    counted(page, stats, ("group_disk_requests", help), "op", &operations);
+    let bytes: [Counted; 2] =
+        [("read", |stats| stats.read_bytes), ("write", |stats| stats.written_bytes)];
+    counted(page, stats, ("group_disk_bytes", "Bytes moved for its VMs."), "op", &bytes);
+    let help = "Requests of its VMs that ended in an error.";
+    page.family("group_disk_errors", Kind::Counter, help);
+    for (group, on, stats) in each(stats) {
+        page.sample(&[("group", group), ("on", &on)], stats.errors);
+    }
+    let phases: [Counted; 2] =
+        [("reservation", |stats| stats.by_reservation), ("weight", |stats| stats.by_weight)];
+    let help = "Requests by the rule of the scheduler that let them go.";
+    counted(page, stats, ("group_io_phase", help), "phase", &phases);
+}
+
+/// Every group on every disk whose server answered.
+fn each(stats: &Stats) -> impl Iterator<Item = (&str, String, &GroupStats)> {
+    stats.groups.iter().flat_map(|group| {
+        let disks = group.disks.iter();
+        disks.map(|(on, stats)| (group.name.as_str(), on.0.to_string(), stats))
+    })
+}
+
+fn counted(
+    page: &mut Page,
+    stats: &Stats,
+    (name, help): (&str, &str),
+    label: &str,
+    counters: &[Counted],
+) {
+    page.family(name, Kind::Counter, help);
+    for (group, on, stats) in each(stats) {
+        for (value, counter) in counters {
+            page.sample(&[("group", group), ("on", &on), (label, value)], counter(stats));
+        }
+    }
+}
