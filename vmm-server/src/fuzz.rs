@@ -10,6 +10,7 @@ use crate::guest_memory::{GuestMemory, VecMemory};
 use crate::model::{Bench, CODE, World};
 use crate::vmm::Words;
 use abi::vcpu::{control, exit, ioio, npf, word};
+use fuzz_input::Input;
 use protocol::ring::{BLK_SLOTS, BlkServer, BlkStatus, Phase};
 use std::vec::Vec;
 
@@ -68,32 +69,6 @@ const COMMON: [(u64, usize); 12] = [
     (0x30, 2),
 ];
 
-/// Reads small numbers from bytes; 0 behind the end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        let first = *first;
-        self.0 = rest;
-        first
-    }
-
-    fn number(&mut self, bytes: usize) -> u64 {
-        (0..bytes).fold(0, |value, _| value << 8 | u64::from(self.byte()))
-    }
-
-    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
-        all[usize::from(self.byte()) % all.len()]
-    }
-
-    /// A number of any magnitude.
-    fn value(&mut self) -> u64 {
-        let bytes = usize::from(self.byte() % 9);
-        self.number(bytes)
-    }
-}
-
 /// Runs the guest that `bytes` describe.
 ///
 /// # Panics
@@ -101,11 +76,11 @@ impl Input<'_> {
 /// If the machine breaks a promise: a ring with more requests than slots, an interrupt vector the processor refuses, or
 /// anything inside it that panics.
 pub fn run(bytes: &[u8]) {
-    let mut input = Input(bytes);
+    let mut input = Input::new(bytes);
     let mut bench = Bench::new();
     let mut disk = BlkServer::attach(&bench.world.ring).ok();
     let mut taken = Vec::new();
-    while !input.0.is_empty() {
+    while !input.is_empty() {
         step(&mut input, &mut bench, disk.as_mut(), &mut taken);
         check(&mut bench);
     }
@@ -305,10 +280,10 @@ fn check(bench: &mut Bench) {
 ///
 /// If the loader does.
 pub fn load_image(bytes: &[u8]) {
-    let mut input = Input(bytes);
+    let mut input = Input::new(bytes);
     let format = input.byte() % 4;
     let module_bytes = usize::from(input.byte());
-    let (module, rest) = input.0.split_at(module_bytes.min(input.0.len()));
+    let (module, rest) = input.rest().split_at(module_bytes.min(input.rest().len()));
     let mut kernel = Vec::from(rest);
     let mut put = |at: usize, magic: &[u8]| {
         if let Some(place) = kernel.get_mut(at..at + magic.len()) {
@@ -348,28 +323,19 @@ fn input_taken(world: &World) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{load_image, run};
-    use std::vec::Vec;
-
-    fn seeded(mut state: u64, length: usize) -> Vec<u8> {
-        let mut byte = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 24) as u8
-        };
-        (0..length).map(|_| byte()).collect()
-    }
+    use fuzz_input::seeded;
 
     #[test]
     fn seeded_hostile_guests_break_nothing() {
         for seed in 1..=150u64 {
-            run(&seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), 12_000));
+            run(&seeded(seed, 12_000));
         }
     }
+
     #[test]
     fn seeded_damaged_images_are_refused_or_loaded() {
         for seed in 1..=600u64 {
-            load_image(&seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), 3_000));
+            load_image(&seeded(seed, 3_000));
         }
     }
 }

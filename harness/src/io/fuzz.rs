@@ -5,6 +5,7 @@
 //! step is checked here: nothing outside the client's partition and ring reaches the device, only the root-task gives
 //! orders, and an honest client beside it loses nothing.
 
+use fuzz_input::Input;
 use io_sched_server::{
     device::Buffer,
     model::{Array, Curve, Fifo},
@@ -31,30 +32,14 @@ const SUBMISSION: usize = 64;
 const SLOTS: usize = 192;
 const SLOT_WORDS: usize = 5;
 
-/// Reads small numbers from bytes; 0 behind the end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        let first = *first;
-        self.0 = rest;
-        first
-    }
-
-    fn number(&mut self, bytes: usize) -> u64 {
-        (0..bytes).fold(0, |number, _| number << 8 | u64::from(self.byte()))
-    }
-
-    /// Small, large, or at an edge.
-    fn odd(&mut self) -> u64 {
-        match self.byte() % 6 {
-            0 => self.number(8),
-            1 => u64::MAX - self.number(1),
-            2 => PARTITION_SECTORS.wrapping_sub(self.number(1)),
-            3 => self.number(1) << 32,
-            _ => self.number(2),
-        }
+/// Small, large, or at an edge.
+fn odd(input: &mut Input<'_>) -> u64 {
+    match input.byte() % 6 {
+        0 => input.number(8),
+        1 => u64::MAX - input.number(1),
+        2 => PARTITION_SECTORS.wrapping_sub(input.number(1)),
+        3 => input.number(1) << 32,
+        _ => input.number(2),
     }
 }
 
@@ -75,8 +60,8 @@ fn submit(world: &World, input: &mut Input<'_>) {
         1 => 4096 * (1 + input.number(1) % 17),
         _ => 512 * input.number(1),
     };
-    let sector = input.odd();
-    let elsewhere = input.odd();
+    let sector = odd(input);
+    let elsewhere = odd(input);
     let words = [input.number(1), operation | page << 16 | length << 32, sector, elsewhere, 1];
     for (field, word) in words.into_iter().enumerate() {
         store(world, base + field, word);
@@ -169,17 +154,17 @@ pub fn run(bytes: &[u8]) -> usize {
     };
     let node = Node::new(Config::DEFAULT, Box::new(Fifo::new(Array::new(Curve::constant(4000)))));
     let mut world = World::new(vec![node], vec![client(HOSTILE, 0), client(HONEST, 4)]);
-    let mut input = Input(bytes);
+    let mut input = Input::new(bytes);
     let mut seen = 0;
     for _ in 0..STEPS_MAX {
-        if input.0.is_empty() {
+        if input.is_empty() {
             break;
         }
         match input.byte() % 16 {
             0..=5 => submit(&world, &mut input),
             6 | 7 => {
                 let at = input.number(2) as usize % (BLK_CONTROL_BYTES / 8);
-                store(&world, at, input.odd());
+                store(&world, at, odd(&mut input));
             }
             8..=10 => world.ring(0, 0),
             11 | 12 => {
@@ -202,15 +187,13 @@ pub fn run(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::run;
-    use crate::rng::Rng;
+    use fuzz_input::seeded;
 
     #[test]
     fn seeded_hostile_clients_harm_nobody() {
         let mut seen = 0;
         for seed in 1..=60 {
-            let mut rng = Rng::new(seed);
-            let bytes: Vec<u8> = (0..6000).map(|_| rng.next() as u8).collect();
-            seen += run(&bytes);
+            seen += run(&seeded(seed, 6000));
         }
         assert!(seen > 1000, "the bytes hardly ever make a request: {seen}");
     }

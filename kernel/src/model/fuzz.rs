@@ -8,6 +8,7 @@ use abi::bootinfo::slot as fixed;
 use abi::message::buffer_word;
 use abi::syscall::register;
 use abi::{Label, MessageInfo, ObjectType, Syscall};
+use fuzz_input::Input;
 
 use super::CORES;
 use super::world::{BUFFER_VADDR, CODE_VADDR, FREE, LARGE_UNTYPED, SCHED_CONTROL, UNTYPED, World};
@@ -15,41 +16,6 @@ use crate::FaultInfo;
 use crate::cap::raw::Tag;
 use crate::mem::Ref;
 use crate::object::tcb::{Entry, Tcb};
-
-/// Reads small numbers from bytes; 0 behind the end.
-pub struct Input<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Input<'a> {
-    /// Takes the bytes.
-    #[must_use]
-    pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes }
-    }
-
-    fn byte(&mut self) -> u8 {
-        match self.bytes.split_first() {
-            Some((first, rest)) => {
-                self.bytes = rest;
-                *first
-            }
-            None => 0,
-        }
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (u64::from(self.byte()) | u64::from(self.byte()) << 8) % bound
-    }
-
-    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-}
 
 /// Slots the calls use: few, so that they meet.
 const SLOTS: u64 = 48;
@@ -432,18 +398,4 @@ fn set_receive_slot(tcb: Ref<Tcb>, slot: u64) {
         buffer.set(buffer_word::RECEIVE_INDEX, slot);
         buffer.set(buffer_word::RECEIVE_DEPTH, 64);
     }
-}
-
-/// Bytes from a seed (xorshift), for runs without a fuzzer.
-#[must_use]
-pub fn seeded(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 24) as u8
-        })
-        .collect()
 }

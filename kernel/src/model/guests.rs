@@ -162,10 +162,10 @@ mod tests {
     use abi::vcpu::{RETURN_EXIT, RETURN_NOTIFICATION, control, event, field, harvest, word};
     use abi::{MessageInfo, ObjectType, Syscall};
 
-    use super::super::fuzz::seeded;
     use super::super::world::{CODE_VADDR, FREE, LARGE_UNTYPED, SCHED_CONTROL};
     use super::*;
     use crate::Resume;
+    use fuzz_input::seeded;
 
     const NOTIFICATION: u64 = FREE;
     const ROOTS: [u64; 2] = [FREE + 1, FREE + 2];

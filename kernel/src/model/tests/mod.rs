@@ -20,7 +20,7 @@ const SEEDS: u64 = 40;
 fn random_calls_keep_every_invariant() {
     let mut tally = fuzz::Tally::new();
     for seed in 0..SEEDS {
-        let bytes = fuzz::seeded(seed, 6_000);
+        let bytes = fuzz_input::seeded(seed, 6_000);
         match std::panic::catch_unwind(|| fuzz::run(&bytes)) {
             Ok(one) => {
                 for (key, count) in one {
