@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    vmm_server::fuzz::run(bytes);
+    let _ = vmm_server::fuzz::run(bytes);
 });

@@ -32,12 +32,16 @@ pub struct World {
     pub ring: Vec<AtomicU64>,
     /// Doorbells rung.
     pub doorbells: u32,
+    /// What the balloon's driver reported last.
+    pub statistics: Option<GuestStats>,
 }
 
 impl BalloonHost for World {
     fn release(&mut self, _: bool, _: &[GfnRange]) {}
     fn deflate(&mut self, _: &[GfnRange]) {}
-    fn statistics(&mut self, _: GuestStats) {}
+    fn statistics(&mut self, stats: GuestStats) {
+        self.statistics = Some(stats);
+    }
 }
 
 impl DeviceHost for World {
@@ -140,6 +144,7 @@ impl Bench {
             state: BTreeMap::from(state),
             ring,
             doorbells: 0,
+            statistics: None,
         };
         Self { vmm, world, memory, words, frame }
     }

@@ -259,10 +259,11 @@ fn split_descriptor(raw: &[u8; 16]) -> (u64, u32, u16, u16) {
 }
 
 /// A driver's side of a queue in test memory.
-#[cfg(test)]
+#[cfg(any(test, feature = "model"))]
+#[expect(clippy::unwrap_used, reason = "the driver's rings are where its owner put them, in RAM")]
 pub mod driver {
-    use super::*;
-    use crate::guest_memory::VecMemory;
+    use super::{DESC_NEXT, DESC_WRITE, QUEUE_SIZE_MAX, Queue};
+    use crate::guest_memory::{GuestMemory, VecMemory};
 
     /// Rings at fixed places of a page-aligned area.
     #[derive(Debug)]
