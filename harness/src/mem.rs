@@ -21,21 +21,58 @@ pub const WRITE_BEHIND: u64 = 250_000;
 /// Time of one operation without a disk access.
 pub const OPERATION: u64 = 20_000;
 
+pub mod fuzz;
+
 /// Server, machine and clock.
-pub struct World {
+pub struct World<'a> {
     /// The server.
-    pub server: Server<'static>,
+    pub server: Server<'a>,
     /// The machine.
     pub machine: Machine,
     /// Virtual time in nanoseconds.
     pub now: u64,
 }
 
-fn memory<T: Clone>(value: T, count: u64) -> &'static mut [T] {
-    Box::leak(vec![value; count as usize].into_boxed_slice())
+/// What a server keeps its tables in.
+struct Storage {
+    blocks: Vec<Block>,
+    entries: Vec<Entry>,
+    regions: Vec<Region>,
+    records: Vec<Record>,
+    buckets: Vec<u32>,
+    pool: Vec<PoolFrame>,
+    swap: Vec<u64>,
 }
 
-impl World {
+impl Storage {
+    /// For `blocks` blocks of 2 MiB, so many sharing records and frames for compressed pages, and the policy's swap area.
+    fn new(blocks: u32, records: u64, pool: u64, policy: &Policy) -> Self {
+        let frames = (blocks * FRAMES_PER_BLOCK) as usize;
+        Self {
+            blocks: vec![Block::EMPTY; blocks as usize],
+            entries: vec![Entry::ABSENT; frames * 8],
+            regions: vec![Region::NEW; blocks as usize * 8],
+            records: vec![Record::EMPTY; records as usize],
+            buckets: vec![0; records as usize],
+            pool: vec![PoolFrame::NONE; pool as usize],
+            swap: vec![0; (policy.swap_slots as usize).div_ceil(64)],
+        }
+    }
+
+    fn tables(&mut self) -> Tables<'_> {
+        Tables {
+            blocks: &mut self.blocks,
+            entries: &mut self.entries,
+            regions: &mut self.regions,
+            records: &mut self.records,
+            buckets: &mut self.buckets,
+            pool: &mut self.pool,
+            swap: &mut self.swap,
+        }
+    }
+}
+
+impl World<'static> {
     /// `blocks` blocks of 2 MiB; sharing records for every page of memory, as the paper has, and a quarter of it for compressed
     /// pages.
     pub fn new(blocks: u32, policy: Policy) -> Self {
@@ -48,19 +85,16 @@ impl World {
     /// # Panics
     ///
     /// If there is no memory at all.
-    #[expect(clippy::expect_used, reason = "an experiment on no memory is a mistake in this crate")]
     pub fn with_tables(blocks: u32, records: u64, pool: u64, policy: Policy) -> Self {
-        let frames = u64::from(blocks * FRAMES_PER_BLOCK);
-        let tables = Tables {
-            blocks: memory(Block::EMPTY, u64::from(blocks)),
-            entries: memory(Entry::ABSENT, frames * 8),
-            regions: memory(Region::NEW, u64::from(blocks) * 8),
-            records: memory(Record::EMPTY, records),
-            buckets: memory(0, records),
-            pool: memory(PoolFrame::NONE, pool),
-            swap: memory(0, u64::from(policy.swap_slots).div_ceil(64)),
-        };
-        let mut machine = Machine::new(blocks);
+        let storage = Storage::new(blocks, records, pool, &policy);
+        Self::over(Box::leak(Box::new(storage)).tables(), policy)
+    }
+}
+
+impl<'a> World<'a> {
+    #[expect(clippy::expect_used, reason = "an experiment on no memory is a mistake in this crate")]
+    fn over(tables: Tables<'a>, policy: Policy) -> Self {
+        let mut machine = Machine::new(tables.blocks.len() as u32);
         let server = Server::new(tables, policy, &mut machine).expect("there is memory");
         Self { server, machine, now: 0 }
     }

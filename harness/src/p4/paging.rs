@@ -18,7 +18,7 @@ const READS: usize = 60_000;
 const FILE: u64 = 96 * MIB;
 
 /// A machine with room for one VM of `mib`, and the VM.
-fn single(mib: u64, policy: Policy) -> World {
+fn single(mib: u64, policy: Policy) -> World<'static> {
     let blocks = (mib / 2 + 8) as u32;
     let mut world = World::new(blocks, policy);
     let admitted = world.admit(VM, VmMemory::new(Pages(mib * MIB)));
