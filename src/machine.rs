@@ -91,6 +91,8 @@ pub struct Options {
     pub cores: u32,
     /// Time.
     pub clock: Clock,
+    /// The calendar starts at a fixed date and follows the machine's time, not the host's: two runs read the same.
+    pub is_date_fixed: bool,
     /// Boot path.
     pub boot: Boot,
     /// Fate of writes.
@@ -108,6 +110,7 @@ impl Default for Options {
         Self {
             cores: 2,
             clock: Clock::Host,
+            is_date_fixed: false,
             boot: Boot::Pvh,
             writes: Writes::Keep,
             disk_iops: None,
@@ -193,6 +196,9 @@ impl Machine {
             Clock::Host => {}
             Clock::Instructions => add(&["-icount", "shift=0,sleep=off"]),
             Clock::Patient => add(&["-icount", "shift=0,sleep=on"]),
+        }
+        if options.is_date_fixed {
+            add(&["-rtc", "base=2026-01-01T00:00:00,clock=vm"]);
         }
         let com1 = format!("file,id=com1,path={}", folder.join("kernel.log").display());
         add(&["-chardev", &com1, "-serial", "chardev:com1"]);

@@ -10,6 +10,7 @@ mod large;
 mod model;
 mod no_apic;
 mod overcommit;
+mod reproduce;
 mod root_task;
 mod storm;
 mod striped;
@@ -36,5 +37,6 @@ fn main() -> ExitCode {
     swap_errors::run(&mut runner);
     working_set::run(&mut runner);
     write_back::run(&mut runner);
+    reproduce::run(&mut runner);
     if runner.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
