@@ -25,7 +25,7 @@ use protocol::{
         format_blk_ring, read_bytes, write_bytes,
     },
     slots::io_badge,
-    units::Nanos,
+    units::{DiskId, Nanos, PAGE_SIZE},
 };
 
 pub mod fuzz;
@@ -44,11 +44,12 @@ fn area(bytes: usize) -> Area {
 pub struct HostMemory {
     rings: Arc<std::sync::Mutex<HashMap<u16, Area>>>,
     scratch: Area,
+    progress: Arc<[Area]>,
 }
 
 impl HostMemory {
-    fn new() -> Self {
-        Self { rings: Arc::default(), scratch: area(SCRATCH_BYTES) }
+    fn new(progress: Arc<[Area]>) -> Self {
+        Self { rings: Arc::default(), scratch: area(SCRATCH_BYTES), progress }
     }
 
     fn map(&self, index: u16, ring: Area) {
@@ -67,6 +68,10 @@ impl Memory for HostMemory {
 
     fn scratch(&self) -> &[AtomicU64] {
         &self.scratch
+    }
+
+    fn progress(&self, disk: DiskId) -> Option<Area> {
+        self.progress.get(disk.index()).cloned()
     }
 }
 
@@ -157,7 +162,21 @@ pub struct Node {
 impl Node {
     /// A server of `config` on `device` with an empty partition per client.
     pub fn new(config: Config, device: Box<dyn BlockDevice>) -> Self {
-        let memory = HostMemory::new();
+        Self::with(config, device, HostMemory::new(Arc::default()))
+    }
+
+    /// Servers of several disks of one machine that tell each other what they do for groups.
+    pub fn machine(config: Config, devices: Vec<Box<dyn BlockDevice>>) -> Vec<Self> {
+        let disks = devices.len() as u8;
+        let progress: Arc<[Area]> = devices.iter().map(|_| area(PAGE_SIZE as usize)).collect();
+        let node = |(disk, device)| {
+            let config = Config { disk, disks, ..config };
+            Self::with(config, device, HostMemory::new(progress.clone()))
+        };
+        (0..).map(DiskId).zip(devices).map(node).collect()
+    }
+
+    fn with(config: Config, device: Box<dyn BlockDevice>, memory: HostMemory) -> Self {
         let mut node = Self {
             server: Box::new(Server::new(config, memory.clone())),
             memory,

@@ -13,5 +13,6 @@ pub mod gpt;
 pub mod heap;
 pub mod histogram;
 pub mod model;
+pub mod peers;
 pub mod sched;
 pub mod server;

@@ -27,7 +27,7 @@ use protocol::{
     slots::{self, IO_CLIENT_NOTIFY, IO_IRQ_HANDLER, TIMER, notify},
     startup::{IoStart, Role, Startup},
     system::{Disk, IoControl},
-    units::{Nanos, VmId},
+    units::{DiskId, MACHINE_DISKS_MAX, Nanos, VmId},
 };
 use runtime::{
     clock, message,
@@ -54,6 +54,10 @@ impl Memory for Mapped {
 
     fn scratch(&self) -> &[AtomicU64] {
         virtio::scratch()
+    }
+
+    fn progress(&self, disk: DiskId) -> Option<Self::Area> {
+        (disk.index() < MACHINE_DISKS_MAX).then(|| runtime::shared::io_progress(disk))
     }
 }
 
@@ -131,7 +135,8 @@ fn earlier(a: Option<Nanos>, b: Option<Nanos>) -> Option<Nanos> {
 impl Edge {
     /// Configures the server and reads the partition table before anybody can call.
     fn prepare(&mut self, start: &IoStart) {
-        let config = Config { policy: start.policy, ..Config::DEFAULT };
+        let IoStart { disk, disks, policy, .. } = *start;
+        let config = Config { policy, disk, disks, ..Config::DEFAULT };
         self.state.server.configure(config);
         self.groups = start.groups.len() as u8;
         for (group, settings) in (0..).zip(&start.groups) {

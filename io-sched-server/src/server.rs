@@ -18,7 +18,7 @@ use protocol::{
         read_bytes,
     },
     system::GROUPS_MAX,
-    units::Nanos,
+    units::{DiskId, Nanos},
 };
 
 use crate::{
@@ -28,12 +28,13 @@ use crate::{
     dispatch::{BATCH_MAX, Dispatched, Dispatcher, Pulled, Queued},
     gpt::{ENTRIES_BYTES, Header, PARTITIONS, Partition, SECTOR, parse_entries, parse_header},
     histogram::Histogram,
+    peers::Peers,
     sched::{AnyScheduler, NodeId, Scheduler},
 };
 
 /// Nodes of the policy: clients first, then groups.
 pub const NODES: usize = MAX_CLIENTS + MAX_GROUPS;
-const INNERS: usize = MAX_GROUPS + 1;
+pub(crate) const INNERS: usize = MAX_GROUPS + 1;
 
 /// Bytes of the scratch area: a header sector, then partition entries.
 pub const SCRATCH_BYTES: usize = SCRATCH_ENTRIES + ENTRIES_BYTES;
@@ -50,6 +51,9 @@ pub trait Memory {
     fn ring(&self, index: u16) -> Option<Self::Area>;
     /// The server's own area of [`SCRATCH_BYTES`] that the device reads into.
     fn scratch(&self) -> &[AtomicU64];
+    /// The page where the server of disk `disk` tells what it did for groups ([`Progress`]): this server's own is written,
+    /// the others' read. Asked only for the disks of a [`Config`] that has several.
+    fn progress(&self, disk: DiskId) -> Option<Self::Area>;
 }
 
 /// What can be chosen when the server starts.
@@ -69,6 +73,10 @@ pub struct Config {
     pub capacity: Option<u32>,
     /// Time after which a request in the device is given up; 0 for never.
     pub timeout: Nanos,
+    /// Which disk it serves, of how many with a server each.
+    pub disk: DiskId,
+    /// See [`disk`](Self::disk); 1 for a server that keeps its groups' claims alone.
+    pub disks: u8,
 }
 
 impl Config {
@@ -81,6 +89,8 @@ impl Config {
         batch: BATCH_MAX,
         capacity: None,
         timeout: Nanos::from_secs(30),
+        disk: DiskId(0),
+        disks: 1,
     };
 }
 
@@ -170,7 +180,7 @@ impl Actions {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Item {
+pub(crate) struct Item {
     slot: u8,
     operation: BlkOperation,
     offset: u32,
@@ -216,7 +226,7 @@ struct Session<A> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Group {
+pub(crate) struct Group {
     parent: Option<u8>,
     controls: Controls,
 }
@@ -239,14 +249,14 @@ enum Disk {
 /// The io-sched-server.
 #[derive(Debug)]
 pub struct Server<M: Memory> {
-    config: Config,
-    memory: M,
+    pub(crate) config: Config,
+    pub(crate) memory: M,
     disk: Disk,
     sessions: [Option<Session<M::Area>>; MAX_CLIENTS],
-    groups: [Option<Group>; MAX_GROUPS],
+    pub(crate) groups: [Option<Group>; MAX_GROUPS],
     /// What the clients of each group of the description were served that have gone.
     gone: [GroupStats; GROUPS_MAX],
-    dispatcher: Dispatcher<AnyScheduler<NODES, INNERS>, Item, MAX_CLIENTS, BLK_SLOTS>,
+    pub(crate) dispatcher: Dispatcher<AnyScheduler<NODES, INNERS>, Item, MAX_CLIENTS, BLK_SLOTS>,
     tags: [Option<InDevice>; TAGS],
     free_tags: u64,
     in_device: u32,
@@ -259,6 +269,7 @@ pub struct Server<M: Memory> {
     limit_timer: Option<Nanos>,
     /// When to look for requests that the device keeps too long; set while it has any.
     expiry: Option<Nanos>,
+    pub(crate) peers: Peers,
 }
 
 /// Reference requests served at full depth before the disk's capacity is believed, and between two corrections.
@@ -304,8 +315,13 @@ fn reported(count: u32) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
 }
 
-const fn group_node(group: u8) -> NodeId {
+pub(crate) const fn group_node(group: u8) -> NodeId {
     MAX_CLIENTS as NodeId + group as NodeId
+}
+
+/// The group of a node, if it is one.
+pub(crate) fn node_group(node: NodeId) -> Option<u8> {
+    u8::try_from(node.checked_sub(MAX_CLIENTS as NodeId)?).ok()
 }
 
 impl<M: Memory> Server<M> {
@@ -330,6 +346,7 @@ impl<M: Memory> Server<M> {
             completed: 0,
             limit_timer: None,
             expiry: None,
+            peers: Peers::NEW,
         }
     }
 
@@ -368,7 +385,13 @@ impl<M: Memory> Server<M> {
             Event::Done { tag, status } => self.done(now, tag, status, actions),
             Event::Timer => self.expire(now, actions),
         }
-        self.dispatch(now, actions);
+        if self.config.disks > 1 {
+            self.hear_peers(now);
+            self.dispatch(now, actions);
+            self.tell_peers();
+        } else {
+            self.dispatch(now, actions);
+        }
         actions.timer = self.next_timer();
     }
 
@@ -904,6 +927,9 @@ impl<M: Memory> Server<M> {
         }
         let parent = parent.map(group_node);
         self.dispatcher.policy().set_group(now, group_node(group), parent, &controls);
+        if old.is_none() {
+            self.peers.begin(&self.memory, &self.config, group);
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ pub mod io;
 pub mod link;
 pub mod mem;
 pub mod parts;
+pub mod progress;
 pub mod ring;
 pub mod root;
 pub mod slots;

@@ -36,6 +36,9 @@ pub const RING_STRIDE: u64 = 0x20_0000;
 pub const IO_RING_VADDR: u64 = 0x4000_0000;
 /// io-sched-server: the disk's registers, as listed in [`VirtioDisk`].
 pub const REGISTERS_VADDR: u64 = 0x3000_0000;
+/// io-sched-server of one of several disks: the page of [`crate::progress`] of disk 0, disk n's a page `* n` higher; its own
+/// is writable, the others' are not.
+pub const PROGRESS_VADDR: u64 = 0x3400_0000;
 /// io-sched-server: memory for queues and requests, seen by the device.
 pub const DMA_VADDR: u64 = 0x3800_0000;
 /// vmm-server: guest kernel and modules, read-only until [`crate::root::RootRequest::Ready`].
@@ -125,6 +128,8 @@ pub struct VirtioDisk {
 pub struct IoStart {
     /// Which disk of the machine it serves.
     pub disk: DiskId,
+    /// Disks of the machine.
+    pub disks: u8,
     /// The disk; `None` if the machine has no such disk, or it cannot be used.
     pub device: Option<VirtioDisk>,
     /// Memory for device queues: kept over a restart, zeroed before the first start.
@@ -246,6 +251,7 @@ mod tests {
             machine_memory: Pages(1 << 17),
             role: Role::Io(IoStart {
                 disk: DiskId(1),
+                disks: 2,
                 device: Some(VirtioDisk {
                     common: Region { vaddr: REGISTERS_VADDR, bytes: 56 },
                     notify: Region { vaddr: REGISTERS_VADDR + 0x1000, bytes: 4096 },

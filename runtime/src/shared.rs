@@ -7,9 +7,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use protocol::ring::{BLK_RING_BYTES, ByteRing, console_rings};
 use protocol::slots::vmm_part;
 use protocol::startup::{
-    CONSOLE_VADDR, IO_RING_VADDR, LOG_VADDR, RING_STRIDE, Region, SHARED_VADDR, SWAP_RING_VADDR,
-    VMM_RING_VADDR,
+    CONSOLE_VADDR, IO_RING_VADDR, LOG_VADDR, PROGRESS_VADDR, RING_STRIDE, Region, SHARED_VADDR,
+    SWAP_RING_VADDR, VMM_RING_VADDR,
 };
+use protocol::units::{DiskId, PAGE_SIZE};
 
 /// The `bytes` at `vaddr` as words; whole words only.
 ///
@@ -73,6 +74,14 @@ pub fn io_ring(client: u16) -> &'static [AtomicU64] {
     // SAFETY: the root-task maps it before the `Attach` command and takes it away after `Detached`, at addresses used
     // for nothing else.
     unsafe { words(vaddr, BLK_RING_BYTES as u64) }
+}
+
+/// io-sched-server of one of several disks: the page where the server of disk `disk` tells what it did for groups. A use faults if
+/// the machine has no such disk, or only one; so does a write to another's.
+pub fn io_progress(disk: DiskId) -> &'static [AtomicU64] {
+    // SAFETY: mapped before the server starts, for each disk of the machine, at addresses used for nothing else; those of others
+    // are read-only, and `io_sched_server::peers` only loads from them.
+    unsafe { words(PROGRESS_VADDR + PAGE_SIZE * u64::from(disk.0), PAGE_SIZE) }
 }
 
 /// Adds `amount` to counter `word` of the shared page; this server is its only writer.

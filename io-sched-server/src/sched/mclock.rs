@@ -20,6 +20,7 @@
 
 use protocol::{
     io::{Controls, Lead},
+    progress::Service,
     units::Nanos,
 };
 
@@ -248,8 +249,8 @@ impl Node {
     /// dmClock: what other servers did for the client since its last request here counts like service here.
     #[cold]
     fn count_elsewhere(&mut self, now: Nanos, head: Head, virtual_time: Tag) {
-        // A client's word: it can only hurt itself, and no more than so far. Groups, whose tags are others' too, count what is done
-        // here.
+        // A client's word: it can only hurt itself, and no more than so far. Of groups, whose tags are others' too, the servers tell
+        // each other.
         let delta = head.delta.min(ELSEWHERE_MAX);
         let rho = head.rho.min(delta);
         let most = tag(now) + HORIZON;
@@ -267,6 +268,22 @@ impl Node {
         let most = virtual_time + share_step(self.per.share, u64::from(2 * ELSEWHERE_MAX) << 16);
         let step = share_step(self.per.share, u64::from(delta) << 16);
         self.share = (self.share + step).min(most);
+    }
+
+    /// What other servers did for a group counts like service here, with at most `debt` requests of share debt for it.
+    fn count_service(&mut self, now: Nanos, service: &Service, virtual_time: Tag, debt: u64) {
+        let most = tag(now) + HORIZON;
+        let add = |tag: Tag, step: Tag| tag.saturating_add(step).min(most);
+        let step = (Tag::from(self.per.reservation) * Tag::from(service.reserved_cost)) >> 16;
+        self.reservation = add(self.reservation, step);
+        let step = Tag::from(self.per.reservation_bytes) * Tag::from(service.reserved_bytes);
+        self.reservation_bytes = add(self.reservation_bytes, step);
+        self.limit = add(self.limit, Tag::from(self.per.limit) * Tag::from(service.requests));
+        let step = Tag::from(self.per.limit_bytes) * Tag::from(service.bytes);
+        self.limit_bytes = add(self.limit_bytes, step);
+        let most = virtual_time + share_step(self.per.share, debt << 16);
+        let step = share_step(self.per.share, service.cost);
+        self.share = self.share.saturating_add(step).min(most.max(self.share));
     }
 
     fn learn_think(&mut self, gap: Nanos) {
@@ -295,6 +312,9 @@ struct Inner<const N: usize> {
     virtual_time: Tag,
     /// The group's own node; unused for the top.
     node: NodeId,
+    /// What was done for the group here and not told yet, and what was done elsewhere and is not counted yet.
+    service: Service,
+    elsewhere: Service,
 }
 
 impl<const N: usize> Inner<N> {
@@ -303,7 +323,22 @@ impl<const N: usize> Inner<N> {
         by_share: IndexedHeap::new(),
         virtual_time: 0,
         node: 0,
+        service: Service::NONE,
+        elsewhere: Service::NONE,
     };
+}
+
+impl<const N: usize> Inner<N> {
+    const fn count(&mut self, charge: Charge, by: By) {
+        let (cost, bytes) = (charge.cost.0 as u64, charge.bytes as u64);
+        self.service.requests += 1;
+        self.service.cost += cost;
+        self.service.bytes += bytes;
+        if matches!(by, By::Reservation) {
+            self.service.reserved_cost += cost;
+            self.service.reserved_bytes += bytes;
+        }
+    }
 }
 
 /// The policy, for `N` nodes (clients and groups share the numbers) and `G` - 1 groups.
@@ -364,6 +399,40 @@ impl<const N: usize, const G: usize> MClock<N, G> {
         } else {
             self.set_controls(now, node, controls);
         }
+    }
+
+    /// Calls `tell` with what was done for each group since this was called last.
+    pub fn take_service(&mut self, mut tell: impl FnMut(NodeId, &Service)) {
+        for inner in &mut self.inner[1..usize::from(self.groups)] {
+            if inner.service.requests != 0 {
+                tell(inner.node, &inner.service);
+                inner.service = Service::NONE;
+            }
+        }
+    }
+
+    /// Other servers did this for `group` since this was called last: it counts like service here. Of a group that waits it counts
+    /// with the next request, as what a client reports does: otherwise the tags of a group that one server serves would run
+    /// away from the others, which would never serve it.
+    pub fn served_elsewhere(&mut self, now: Nanos, group: NodeId, service: &Service) {
+        let node = &self.nodes[usize::from(group)];
+        if node.inner == NO_INNER {
+            return;
+        }
+        let (inner, is_idle) = (usize::from(node.inner), node.state == State::Idle);
+        self.inner[inner].elsewhere = self.inner[inner].elsewhere.and(service);
+        if is_idle {
+            self.count_service(now, group, DEBT_REQUESTS);
+        }
+    }
+
+    /// Counts what was done for `group` elsewhere, with at most `debt` requests of share debt for it.
+    #[cold]
+    fn count_service(&mut self, now: Nanos, group: NodeId, debt: u64) {
+        let node = &mut self.nodes[usize::from(group)];
+        let service = core::mem::take(&mut self.inner[usize::from(node.inner)].elsewhere);
+        let virtual_time = self.inner[usize::from(node.parent)].virtual_time;
+        node.count_service(now, &service, virtual_time, debt);
     }
 
     /// Does the client wait for its own limit (`Some(true)`), for that of a group (`Some(false)`), or for neither?
@@ -577,8 +646,14 @@ impl<const N: usize, const G: usize> MClock<N, G> {
             let parent = usize::from(node.parent);
             node.charge(now, clock, charge, by, &mut self.inner[parent].virtual_time);
             node.in_device = node.in_device.wrapping_add(1);
+            let inner = usize::from(node.inner);
+            self.inner[inner].count(charge, by);
+            if self.inner[inner].elsewhere.requests != 0 {
+                self.count_service(now, id, u64::from(2 * ELSEWHERE_MAX));
+            }
+            let node = &mut self.nodes[usize::from(id)];
             let limit = node.limit_tag();
-            if self.inner[usize::from(node.inner)].by_share.is_empty() {
+            if self.inner[inner].by_share.is_empty() {
                 node.state = State::Idle;
                 self.withdraw(id);
             } else if limit > tag(now) {
@@ -698,6 +773,11 @@ impl<const N: usize, const G: usize> Scheduler for MClock<N, G> {
         let (cost, bytes) = (Tag::from(charge.cost.0), Tag::from(charge.bytes));
         node.reservation += (Tag::from(node.per.reservation) * cost) >> 16;
         node.reservation_bytes += Tag::from(node.per.reservation_bytes) * bytes;
+        if node.inner != NO_INNER {
+            let service = &mut self.inner[usize::from(node.inner)].service;
+            service.reserved_cost += u64::from(charge.cost.0);
+            service.reserved_bytes += u64::from(charge.bytes);
+        }
     }
 
     #[inline]

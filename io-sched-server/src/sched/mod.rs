@@ -13,6 +13,7 @@ mod tests;
 
 use protocol::{
     io::{Controls, Policy},
+    progress::Service,
     ring::Phase,
     units::Nanos,
 };
@@ -151,6 +152,20 @@ impl<const N: usize, const G: usize> AnyScheduler<N, G> {
     ) {
         if let Self::MClock(policy) = self {
             policy.set_group(now, group, parent, controls);
+        }
+    }
+
+    /// Calls `tell` with what was done for each group since this was called last. Policies without groups have nothing to tell.
+    pub fn take_service(&mut self, tell: impl FnMut(NodeId, &Service)) {
+        if let Self::MClock(policy) = self {
+            policy.take_service(tell);
+        }
+    }
+
+    /// Other servers did this for `group`. Policies without groups ignore it.
+    pub fn served_elsewhere(&mut self, now: Nanos, group: NodeId, service: &Service) {
+        if let Self::MClock(policy) = self {
+            policy.served_elsewhere(now, group, service);
         }
     }
 }

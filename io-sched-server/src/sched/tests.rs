@@ -1,7 +1,7 @@
 //! The pitfalls of the printed algorithm, each shown on it and fixed here; properties against a fluid reference.
 
 use proptest::prelude::*;
-use protocol::{io::Controls, units::Nanos};
+use protocol::{io::Controls, progress::Service, units::Nanos};
 
 use super::{
     Charge, Choice, Decision, Head, NodeId, Scheduler,
@@ -568,6 +568,30 @@ fn limits_and_reservations_in_bytes_hold_too() {
     for (got, expected) in rates.iter().zip([100.0, 300.0, 200.0]) {
         assert!(near(*got, expected, 3.0), "{rates:?}");
     }
+}
+
+#[test]
+fn what_others_do_for_a_group_that_waits_counts_with_its_next_request() {
+    let mut policy = MClock::<4, 2>::new();
+    let now = nanos(1.0);
+    policy.set_group(now, 3, None, &controls(0, 100, 1000));
+    policy.attach(now, 0, Some(3), &controls(0, 0, 1000));
+    let charge = Charge { cost: Cost::ONE, bytes: 4096 };
+    policy.activate(now, 0, head(now));
+    let mut told = Vec::new();
+    let elsewhere = Service { requests: 9, cost: 9 << 16, ..Service::NONE };
+    policy.served_elsewhere(now, 3, &elsewhere);
+    let Decision::Serve(choice) = policy.pick(now) else { unreachable!("its tag stands") };
+    policy.served(now, choice, charge, Some(head(now)));
+    policy.take_service(|group, service| told.push((group, *service)));
+    // Only what was done here is told.
+    let own = Service { requests: 1, cost: 1 << 16, bytes: 4096, ..Service::NONE };
+    assert_eq!(told, [(3, own)]);
+    policy.take_service(|_, _| unreachable!("nothing new"));
+    let Decision::WaitUntil(until) = policy.pick(now) else { unreachable!("the limit is reached") };
+    let tenth = until.0 - now.0;
+    // Ten requests at 100 a second, less the slack of a limit that was never used.
+    assert!((94_000_000..=101_000_000).contains(&tenth), "{tenth}");
 }
 
 #[test]

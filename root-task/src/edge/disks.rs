@@ -33,6 +33,8 @@ pub struct DiskDevices {
     pub registers: Vec<(u64, cap::Granule), REGISTER_PAGES_MAX>,
     /// DMA frames, first slot and number.
     pub dma: (u64, u64),
+    /// The pages where the servers of all disks tell each other what they did for groups, by disk; none if there is one disk.
+    pub progress: Vec<cap::Granule, MACHINE_DISKS_MAX>,
     /// Its interrupt, if the machine has this disk.
     pub interrupt: Option<cap::IrqHandler>,
     /// What the server is told.
@@ -128,6 +130,7 @@ pub fn find(
     let mut space = Configuration(ports);
     let found = pci::disks(&mut space).tried("read PCI configuration")?;
     let mut memory = DeviceMemory::new(boot);
+    let progress = progress_pages(objects, arena, system.disks)?;
     let mut all = Vec::new();
     for disk in (0..system.disks).map(DiskId) {
         let pages = DMA_BYTES / PAGE_SIZE;
@@ -135,6 +138,7 @@ pub fn find(
         let (first, paddr) = objects.make_at(arena, blueprint, pages)?;
         let start = IoStart {
             disk,
+            disks: system.disks,
             device: None,
             dma: DmaRegion { vaddr: startup::DMA_VADDR, paddr, bytes: DMA_BYTES },
             policy: system.io_policy,
@@ -142,8 +146,13 @@ pub fn find(
             model: system.disk_model.clone(),
             restarted: false,
         };
-        let mut devices =
-            DiskDevices { registers: Vec::new(), dma: (first, pages), interrupt: None, start };
+        let mut devices = DiskDevices {
+            registers: Vec::new(),
+            dma: (first, pages),
+            progress: progress.clone(),
+            interrupt: None,
+            start,
+        };
         let taken = match found.get(disk.index()) {
             None => Ok(()),
             Some(Err(unusable)) => Err(Untaken::Unusable(*unusable)),
@@ -161,6 +170,20 @@ pub fn find(
         all.push(devices).map_err(|_| Fail::Archive("too many disks"))?;
     }
     Ok(all)
+}
+
+/// The pages of [`protocol::progress`]: kept over a restart of a server, for they only ever grow.
+fn progress_pages(
+    objects: &mut Objects,
+    arena: &mut Arena,
+    disks: u8,
+) -> Result<Vec<cap::Granule, MACHINE_DISKS_MAX>, Fail> {
+    let mut pages = Vec::new();
+    for _ in 0..if disks > 1 { disks } else { 0 } {
+        let page = objects.make_frame(arena)?;
+        pages.push(page).map_err(|_| Fail::Archive("too many disks"))?;
+    }
+    Ok(pages)
 }
 
 impl DiskDevices {

@@ -722,6 +722,13 @@ fn finish_io(
         let frame = objects.copy(&mut server.arena, source)?;
         server.map_page(objects, frame, startup::DMA_VADDR + page * PAGE_SIZE, rights)?;
     }
+    for (disk, page) in (0..).map(DiskId).zip(&devices.progress) {
+        let frame = objects.copy(&mut server.arena, *page)?;
+        let is_own = disk == devices.start.disk;
+        let rights = if is_own { CapRights::read_write() } else { CapRights::read_only() };
+        let vaddr = startup::PROGRESS_VADDR + u64::from(disk.0) * PAGE_SIZE;
+        server.map_page(objects, frame, vaddr, rights)?;
+    }
     Ok(())
 }
 
