@@ -176,6 +176,11 @@ impl Node {
         (0..).map(DiskId).zip(devices).map(node).collect()
     }
 
+    /// The pages in which the servers of its machine tell each other what they do for groups, by disk.
+    pub fn progress(&self) -> &[Area] {
+        &self.memory.progress
+    }
+
     fn with(config: Config, device: Box<dyn BlockDevice>, memory: HostMemory) -> Self {
         let mut node = Self {
             server: Box::new(Server::new(config, memory.clone())),

@@ -192,3 +192,23 @@ fn a_group_has_its_limit_over_the_restart_of_a_server() {
     let got = rate(&world, &[0], 5, 8);
     assert!(near(got, 300.0, 1.0), "{got}");
 }
+
+#[test]
+fn nonsense_from_another_server_slows_groups_and_nobody_else() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let mut world = world(true);
+    set_group(&mut world, 0, controls(100, 300, 1000));
+    world.add_in_group(disk(0, 1000, 0), Some(0));
+    world.add(disk(1, 1000, 0));
+    let mut rng = harness::rng::Rng::new(7);
+    for tenth in 1..=40 {
+        for word in world.nodes[1].progress()[1].iter() {
+            // Huge, small, and going backwards.
+            let shift = rng.below(64);
+            word.store(rng.next() >> shift, Relaxed);
+        }
+        world.run_until(Nanos::from_millis(100 * tenth));
+    }
+    let (member, other) = (rate(&world, &[0], 0, 4), rate(&world, &[1], 0, 4));
+    assert!(member <= 300.0 * 1.02 && other >= 700.0 * 0.97, "{member} and {other}");
+}
