@@ -27,7 +27,7 @@ impl Claim {
 /// What the machine has to keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Supply {
-    /// Pages for reservations and overhead.
+    /// Pages for reservations and overhead: all but the server's own and the reserve for copy-on-write breaks.
     pub memory: u64,
     /// Pages of swap space.
     pub swap: u64,

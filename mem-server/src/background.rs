@@ -145,8 +145,12 @@ impl Server<'_> {
             .flatten()
             .map(|vm| vm.count(PageState::Shared) + vm.count(PageState::Zero))
             .sum();
-        let most = self.total() * u64::from(self.policy.break_reserve) / 1000;
-        self.background.break_reserve = breakable.min(most) as u32;
+        self.background.break_reserve = breakable.min(self.most_reserve()) as u32;
+    }
+
+    /// Frames that are put by for copy-on-write breaks where there is enough to break.
+    pub(crate) fn most_reserve(&self) -> u64 {
+        self.total() * u64::from(self.policy.break_reserve) / 1000
     }
 
     /// Whether `vm` waits for memory: in `low` whoever is above its target does.
@@ -477,7 +481,8 @@ mod tests {
             let claim = GroupMemory { shares: None, reservation: Pages(pages) };
             world.server.order(MemRequest::SetGroup { group, claim }, &mut world.machine)
         };
-        let total = world.server.total() - u64::from(world.server.own);
+        let kept = u64::from(world.server.own) + world.server.most_reserve();
+        let total = world.server.total() - kept;
         let much = set(&mut world, 0, total + 1);
         assert!(matches!(much, MemReply::Error(MemError::NotEnoughMemory { .. })), "{much:?}");
         assert_eq!(set(&mut world, 0, total - 512), MemReply::Done);

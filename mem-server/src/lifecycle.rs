@@ -16,8 +16,10 @@ use crate::random::Walk;
 use crate::server::{FAULT_KINDS, Samples, Server, Vm};
 
 impl Server<'_> {
+    /// What may be promised: the reserve for copy-on-write breaks at its largest is nobody's, or a promise could not be kept beside it.
     fn supply(&self) -> Supply {
-        Supply { memory: self.total() - u64::from(self.own), swap: u64::from(self.swap.slots()) }
+        let kept = u64::from(self.own) + self.most_reserve();
+        Supply { memory: self.total().saturating_sub(kept), swap: u64::from(self.swap.slots()) }
     }
 
     /// Admits a VM and keeps memory for its tables; they are made by [`Self::open`].

@@ -531,11 +531,53 @@ fn memory_pressure_refuses_a_vm_with_the_numbers_and_makes_nothing() {
     let reply =
         world.server.order(MemRequest::CreateVm { vm: VmId(1), memory }, &mut world.machine);
     let total = world.server.total();
-    let error =
-        MemError::NotEnoughMemory { needed: Pages(1536), available: Pages(total - 1 - 1024) };
+    let reserve = total * 5 / 1000;
+    let available = Pages(total - 1 - reserve - 1024);
+    let error = MemError::NotEnoughMemory { needed: Pages(1536), available };
     assert_eq!(reply, MemReply::Error(error));
     assert!(world.server.vm(VmId(1)).is_none());
     world.check();
+}
+
+/// Every page promised is given although the reserve for copy-on-write breaks is kept, and not one page more is promised.
+#[test]
+fn what_is_reserved_can_be_had_beside_the_reserve_for_breaks() {
+    let mut world = World::new(8, 256, Policy { break_reserve: 20, ..Policy::default() });
+    let total = world.server.total();
+    let reserve = total * 20 / 1000;
+    let promised = total - 1 - reserve;
+    let create = |world: &mut World<'_>, vm, reservation| {
+        let size = Pages(u64::from(FRAMES_PER_BLOCK) * if vm == 0 { 1 } else { 7 });
+        let mut memory = VmMemory::new(size);
+        (memory.controls.reservation, memory.controls.limit) = (reservation, reservation);
+        memory.controls.sharing = if vm == 0 { Sharing::Vm } else { Sharing::None };
+        let order = MemRequest::CreateVm { vm: VmId(vm), memory };
+        world.server.order(order, &mut world.machine)
+    };
+    assert!(matches!(create(&mut world, 0, Pages(512)), MemReply::Created { .. }));
+    // Pages in the sharing table of which nobody else has the like any more save nothing and count for the reserve.
+    for index in 0..200 {
+        world.write(0, index, 1000 + u64::from(index / 2));
+        world.scan(0, index);
+    }
+    (0..200).step_by(2).for_each(|index| assert!(world.write(0, index, 5000 + u64::from(index))));
+    (200..512).for_each(|index| assert!(world.write(0, index, 7000 + u64::from(index))));
+    assert!(world.server.vm(VmId(0)).unwrap().count(PageState::Shared) >= reserve);
+
+    let (needed, available) = (Pages(promised - 511), Pages(promised - 512));
+    let refused = MemReply::Error(MemError::NotEnoughMemory { needed, available });
+    assert_eq!(create(&mut world, 1, needed), refused);
+    assert!(matches!(create(&mut world, 1, available), MemReply::Created { .. }));
+    for index in 0..available.0 as u32 {
+        if index % 64 == 0 {
+            let now = Nanos::from_millis(u64::from(index));
+            world.server.tick(now, &mut world.machine);
+        }
+        assert!(world.write(1, index, u64::from(index) + 9000), "page {index} was promised");
+    }
+    assert!(world.server.free() >= reserve, "{} free", world.server.free());
+    world.check();
+    world.read_all();
 }
 
 proptest! {
