@@ -248,7 +248,7 @@ impl Server<'_> {
         let state = self.pressure.state();
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let Some(record) = self.vm(vm) else { continue };
-            if !record.balloon_ready || record.balloon_fixed.is_some() {
+            if !record.balloon_ready || record.is_paused || record.balloon_fixed.is_some() {
                 continue;
             }
             let (size, limit) = (record.memory.size.0, record.memory.controls.limit.0);

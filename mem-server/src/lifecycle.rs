@@ -67,6 +67,8 @@ impl Server<'_> {
             controller: Controller::new(),
             averages: Averages::new(),
             samples: Samples::new(),
+            is_paused: false,
+            has_rested: false,
             target: memory.controls.limit.0,
             bound: TargetBound::Limit,
             untaxed: memory.controls.limit.0,

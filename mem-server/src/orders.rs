@@ -114,6 +114,14 @@ impl Server<'_> {
                 mechanism.signal_vmm(vm);
                 MemReply::Done
             }
+            MemRequest::SetPaused { vm, is_paused } => {
+                let Some(Some(record)) = self.vms.get_mut(vm.0 as usize) else {
+                    return MemReply::Error(MemError::NoSuchVm);
+                };
+                record.is_paused = is_paused;
+                record.has_rested |= is_paused;
+                MemReply::Done
+            }
             MemRequest::SetGroup { group, claim } => match self.set_group(group, claim) {
                 Ok(()) => MemReply::Done,
                 Err(error) => MemReply::Error(error),

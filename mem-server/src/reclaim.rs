@@ -64,7 +64,7 @@ impl Server<'_> {
         match self.pressure.state() {
             PressureState::High => 0,
             // Paging only where the balloon does not work.
-            PressureState::Soft if record.balloon_ready && !record.controller.is_deaf() => 0,
+            PressureState::Soft if record.has_working_balloon() => 0,
             _ => above,
         }
     }

@@ -139,6 +139,10 @@ pub struct Vm {
     /// Working set estimate.
     pub averages: Averages,
     pub(crate) samples: Samples,
+    /// The user has paused it.
+    pub is_paused: bool,
+    /// It was paused for some of this sampling period.
+    pub(crate) has_rested: bool,
     /// Pages the allocation policy wants it to have.
     pub target: u64,
     pub(crate) bound: TargetBound,
@@ -159,6 +163,11 @@ impl Vm {
     /// Pages in a state.
     pub const fn count(&self, state: PageState) -> u64 {
         self.counts[state as usize] as u64
+    }
+
+    /// Whether its balloon can take what it is asked for: a paused guest's cannot.
+    pub(crate) const fn has_working_balloon(&self) -> bool {
+        self.balloon_ready && !self.is_paused && !self.controller.is_deaf()
     }
 
     /// Pages the guest can use without a fetch: "granted".

@@ -39,10 +39,11 @@ impl Apart {
 }
 
 impl Server<'_> {
-    /// Ends the sampling period of every VM and begins the next.
+    /// Ends the sampling period of every VM and begins the next. A paused VM's goes on until it runs again, and a period with a
+    /// pause in it teaches nothing: who cannot run is not idle.
     pub(crate) fn sample(&mut self, mechanism: &mut impl Mechanism) {
         for vm in (0..MAX_VMS as u16).map(VmId) {
-            if self.vm(vm).is_none() {
+            if self.vm(vm).is_none_or(|record| record.is_paused) {
                 continue;
             }
             match self.policy.source {
@@ -54,6 +55,9 @@ impl Server<'_> {
 
     fn sample_by_faults(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
         let Some(record) = &mut self.vms[vm.0 as usize] else { return };
+        if core::mem::take(&mut record.has_rested) {
+            record.averages.begin(0);
+        }
         record.averages.end();
         let (base, size) = (record.base, record.memory.size.0 as u32);
         // Pages that were not touched are mapped again, so that a period never causes more faults than it has samples.
@@ -109,7 +113,8 @@ impl Server<'_> {
     fn sample_by_bits(&mut self, vm: VmId, mechanism: &mut impl Mechanism) {
         let Some(record) = &mut self.vms[vm.0 as usize] else { return };
         let watched = core::mem::take(&mut record.samples);
-        let estimate = self.harvest(vm, &watched, mechanism);
+        let has_rested = core::mem::take(&mut record.has_rested);
+        let estimate = self.harvest(vm, &watched, mechanism).filter(|_| !has_rested);
         if let (Some(estimate), Some(record)) = (estimate, &mut self.vms[vm.0 as usize]) {
             record.averages.begin(record.granted() as u32);
             record.averages.touch(estimate.touched());

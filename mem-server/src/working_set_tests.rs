@@ -4,7 +4,7 @@ use super::*;
 use crate::server::Policy;
 use crate::server::tests::World;
 use proptest::prelude::*;
-use protocol::mem::Sharing;
+use protocol::mem::{MemError, MemReply, MemRequest, Sharing};
 use protocol::units::Nanos;
 
 const VM: VmId = VmId(0);
@@ -147,6 +147,49 @@ fn watched_regions_are_few_and_large_again_when_the_period_ends() {
     }
     assert!(seen.len() > 45, "{} of {REGIONS} regions were ever watched", seen.len());
     world.read_all();
+}
+
+/// The user pauses a VM, or lets it go on.
+fn set_paused(world: &mut World<'_>, is_paused: bool) {
+    let order = MemRequest::SetPaused { vm: VM, is_paused };
+    assert_eq!(world.server.control(VM, order), MemReply::Error(MemError::NotAllowed));
+    assert_eq!(world.server.order(order, &mut world.machine), MemReply::Done);
+}
+
+const NOTHING: fn(u32) -> u32 = |_| 0;
+const SOURCES: [Source; 2] = [Source::Harvest, Source::Sampling];
+
+#[test]
+fn a_paused_vm_is_not_idle() {
+    for source in SOURCES {
+        let mut world = filled(true, 1);
+        world.server.policy.source = source;
+        let before = periods(&mut world, 20, busy);
+        set_paused(&mut world, true);
+        assert_eq!(periods(&mut world, 20, NOTHING), before, "{source:?}");
+        // The period with the pause in it says nothing, the one after it does.
+        set_paused(&mut world, false);
+        assert_eq!(periods(&mut world, 1, NOTHING), before, "{source:?}");
+        let after = periods(&mut world, 20, NOTHING);
+        assert!(after < before / 4, "{after} of {before} ({source:?})");
+        world.read_all();
+    }
+}
+
+#[test]
+fn a_vm_that_runs_and_touches_nothing_is_idle() {
+    for source in SOURCES {
+        let mut world = filled(true, 1);
+        world.server.policy.source = source;
+        let before = periods(&mut world, 20, busy);
+        let after = periods(&mut world, 21, NOTHING);
+        assert!(after < before / 4, "{after} of {before} ({source:?})");
+        // A pause that is over has no effect on later periods.
+        set_paused(&mut world, true);
+        set_paused(&mut world, false);
+        let after = periods(&mut world, 4, |_| FRAMES_PER_BLOCK);
+        assert!(after > u64::from(REGIONS * FRAMES_PER_BLOCK) * 4 / 5, "{after} ({source:?})");
+    }
 }
 
 #[test]

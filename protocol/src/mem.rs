@@ -293,6 +293,14 @@ pub enum MemRequest {
         /// Size of the balloon.
         target: Option<Pages>,
     },
+    /// root: the user has ordered a VM to be paused, or to go on. While it is paused what it touches says nothing about what it
+    /// uses. Reply [`MemReply::Done`].
+    SetPaused {
+        /// Which.
+        vm: VmId,
+        /// Paused from now on, or running.
+        is_paused: bool,
+    },
     /// root: change the machine's rates. Reply [`MemReply::Done`].
     SetMachine(crate::system::MemoryControls),
     /// root: change what the VMs of a group have together; refused like an admission if the new reservation cannot be met. Reply

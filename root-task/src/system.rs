@@ -196,6 +196,7 @@ enum MemWait {
     Group { id: u32, group: u8, claim: GroupMemory },
     Machine { id: u32, controls: MemoryControls },
     Explain { vm: VmId, id: u32 },
+    Paused,
     Swap,
 }
 
@@ -499,8 +500,12 @@ impl Supervisor {
         }
     }
 
+    fn has_room_for_mem(&self) -> bool {
+        !self.mem_commands.is_full() && !self.mem_waits.is_full()
+    }
+
     fn tell_mem(&mut self, request: MemRequest, wait: MemWait, actions: &mut Actions) -> bool {
-        if self.mem_commands.is_full() || self.mem_waits.is_full() {
+        if !self.has_room_for_mem() {
             return false;
         }
         let _ = self.mem_commands.push_back(request);

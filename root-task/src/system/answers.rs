@@ -178,6 +178,7 @@ impl Supervisor {
             }
             (MemWait::Destroy(vm), _) => self.ended(vm, actions),
             (MemWait::Swap, _) => self.boot_vms(actions),
+            (MemWait::Paused, _) => {}
             (
                 MemWait::Controls { id, .. }
                 | MemWait::Balloon(id)

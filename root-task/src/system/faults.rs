@@ -89,6 +89,8 @@ impl Supervisor {
             MemWait::Destroy(vm) => self.ended(vm, actions),
             // Told again when the ring is there again.
             MemWait::Swap => {}
+            // The new server starts without VMs.
+            MemWait::Paused => {}
             MemWait::Controls { id, .. }
             | MemWait::Balloon(id)
             | MemWait::Group { id, .. }

@@ -33,12 +33,8 @@ impl Supervisor {
             }
             Request::VmStart(vm) => self.host_start(id, vm, actions),
             Request::VmStop(vm) => self.host_stop(id, vm, actions),
-            Request::VmPause(vm) => {
-                self.host_hold(id, vm, Phase::Running, Phase::Pausing, VmmCommand::Pause, actions)
-            }
-            Request::VmResume(vm) => {
-                self.host_hold(id, vm, Phase::Paused, Phase::Resuming, VmmCommand::Resume, actions)
-            }
+            Request::VmPause(vm) => self.host_hold(id, vm, true, actions),
+            Request::VmResume(vm) => self.host_hold(id, vm, false, actions),
             Request::VmRemove(vm) => Some(self.host_remove(vm)),
             Request::VmCreate(config) => Some(self.host_create(id, config, artefacts, actions)),
             Request::VmSet { vm, setting } => self.host_set(id, vm, setting, actions),
@@ -114,22 +110,31 @@ impl Supervisor {
         None
     }
 
+    /// Pauses a VM, or lets it go on. The mem-server is told by this order, not by what the VM's own server reports.
     pub(super) fn host_hold(
         &mut self,
         id: u32,
         vm: VmId,
-        from: Phase,
-        to: Phase,
-        command: VmmCommand,
+        is_paused: bool,
         actions: &mut Actions,
     ) -> Option<Result<(), Refusal>> {
+        let (from, to, command) = if is_paused {
+            (Phase::Running, Phase::Pausing, VmmCommand::Pause)
+        } else {
+            (Phase::Paused, Phase::Resuming, VmmCommand::Resume)
+        };
+        let has_room = self.has_room_for_mem();
         match self.entry_mut(vm) {
             Some(entry) if entry.phase == from && entry.waiter.is_none() => {
+                if !has_room {
+                    return Some(Err(Refusal::Full));
+                }
                 entry.waiter = Some(id);
                 if !self.tell_vmm(vm, command, actions) {
                     self.entry_mut(vm)?.waiter = None;
                     return Some(Err(Refusal::Server(ServerId::Vmm(vm))));
                 }
+                self.tell_mem(MemRequest::SetPaused { vm, is_paused }, MemWait::Paused, actions);
                 self.set_phase(vm, to, actions);
                 None
             }

@@ -87,6 +87,8 @@ struct World {
     attaches: usize,
     /// Claims of VMs on all of their disks, as told: VM, reservation.
     vm_claims: std::vec::Vec<(u16, u32)>,
+    /// What the mem-server was told of VMs that are paused or go on.
+    pauses: std::vec::Vec<(u16, bool)>,
     /// The io-sched-servers wait for the device before they let a client go.
     drains: bool,
 }
@@ -104,6 +106,7 @@ impl World {
             controls: std::collections::BTreeMap::new(),
             attaches: 0,
             vm_claims: std::vec::Vec::new(),
+            pauses: std::vec::Vec::new(),
             drains: false,
         }
     }
@@ -177,6 +180,10 @@ impl World {
                 }
                 Command::Mem(MemRequest::DestroyVm { .. }) => {
                     RootRequest::MemAnswer(MemReply::Freed { pages: Pages(1), free: Pages(1) })
+                }
+                Command::Mem(MemRequest::SetPaused { vm, is_paused }) => {
+                    self.pauses.push((vm.0, is_paused));
+                    RootRequest::MemAnswer(MemReply::Done)
                 }
                 Command::Mem(_) => RootRequest::MemAnswer(MemReply::Done),
                 Command::Io(IoCommand::Attach { client, .. }) if refuses => {
@@ -274,6 +281,25 @@ fn pause_and_resume_wait_for_the_server() {
     assert_eq!(again, Err(Refusal::State(VmState::Paused)));
     assert_eq!(world.host(3, Request::VmResume(A)), Ok(()));
     assert_eq!(world.host(4, Request::VmStop(A)), Ok(()));
+}
+
+#[test]
+fn the_mem_server_hears_of_a_pause_from_the_user_alone() {
+    let mut world = booted();
+    for said in [VmEvent::Paused, VmEvent::Resumed] {
+        let mut more = Actions::new();
+        let reply = world.ask(Client::Vmm(A), &RootRequest::Event(said), &mut more);
+        assert_eq!(reply, RootReply::Refused);
+        world.carry_all_out(more);
+    }
+    assert!(world.pauses.is_empty());
+    assert_eq!(world.host(1, Request::VmPause(A)), Ok(()));
+    assert_eq!(world.pauses, [(A.0, true)]);
+    assert_eq!(world.host(2, Request::VmResume(A)), Ok(()));
+    assert_eq!(world.pauses, [(A.0, true), (A.0, false)]);
+    // What is refused is not told.
+    assert!(world.host(3, Request::VmResume(A)).is_err());
+    assert_eq!(world.pauses.len(), 2);
 }
 
 #[test]
