@@ -262,7 +262,8 @@ impl Server<'_> {
             };
             let wanted = wanted.max(size - limit);
             let Some(record) = &mut self.vms[vm.0 as usize] else { continue };
-            let target = record.controller.step(size, held, wanted, &record.guest);
+            let target =
+                record.controller.step(size, held, record.balloon_refused, wanted, &record.guest);
             if target != record.balloon_target {
                 record.balloon_target = target;
                 mechanism.signal_vmm(vm);

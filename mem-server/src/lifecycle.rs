@@ -62,6 +62,7 @@ impl Server<'_> {
             faults: [0; FAULT_KINDS],
             balloon_ready: false,
             balloon_target: 0,
+            balloon_refused: 0,
             guest: GuestStats::default(),
             balloon_fixed: None,
             controller: Controller::new(),

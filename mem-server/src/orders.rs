@@ -7,7 +7,7 @@ use protocol::mem::{
 use protocol::units::{Gfn, Nanos, Pages, VmId};
 
 use crate::mechanism::Mechanism;
-use crate::page::{PageOp, next};
+use crate::page::{PageOp, PageState, next};
 use crate::policy::large::Demotion;
 use crate::server::{Released, Server};
 
@@ -80,6 +80,10 @@ impl Server<'_> {
             }
             MemRequest::GuestStats(stats) => {
                 record.guest = stats;
+                // Compared here and now: a moment later the balloon may have moved.
+                let accepted = record.count(PageState::Ballooned);
+                let refused = stats.balloon.map_or(0, |given| given.saturating_sub(accepted));
+                record.balloon_refused = refused;
                 MemReply::Info(self.info(vm))
             }
             _ => MemReply::Error(MemError::NotAllowed),

@@ -131,6 +131,8 @@ pub struct Vm {
     pub balloon_ready: bool,
     /// What the balloon should hold.
     pub balloon_target: u64,
+    /// Pages that its driver counted as given when it last spoke, and that were not accepted.
+    pub(crate) balloon_refused: u64,
     /// Last statistics of the guest.
     pub guest: GuestStats,
     /// What the user fixed the balloon at.

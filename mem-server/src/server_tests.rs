@@ -539,6 +539,33 @@ fn memory_pressure_refuses_a_vm_with_the_numbers_and_makes_nothing() {
     world.check();
 }
 
+/// A page on its way to the disk that a guest gives to its balloon is not accepted, and its driver does not know.
+#[test]
+fn what_a_driver_gave_and_was_refused_is_asked_for_elsewhere() {
+    let mut world = World::new(4, 64, swapping());
+    world.machine.queue_depth = 64;
+    world.admit(0, 4, Sharing::None);
+    let vm = VmId(0);
+    let say = |world: &mut World<'_>, balloon| {
+        let stats = protocol::mem::GuestStats { balloon, ..Default::default() };
+        world.server.control(vm, MemRequest::GuestStats(stats));
+        world.server.vm(vm).unwrap().balloon_refused
+    };
+    (0..50).for_each(|index| assert!(world.write(0, index, INCOMPRESSIBLE | u64::from(index))));
+    for index in 0..10 {
+        let done = world.server.reclaim_page(vm, index, &mut world.machine);
+        assert_eq!(done, Reclaimed::SwappingOut);
+    }
+    let given = [GfnRange::new(world.gfn(0, 0), 30).unwrap()].into_iter();
+    let released = world.server.release(vm, release_reason::BALLOON, given, &mut world.machine);
+    assert_eq!(released, Released { done: 20, refused: 10 });
+    assert_eq!(say(&mut world, Some(30)), 10);
+    // Neither silence nor too small a number counts.
+    assert_eq!(say(&mut world, None), 0);
+    assert_eq!(say(&mut world, Some(3)), 0);
+    world.check();
+}
+
 /// Every page promised is given although the reserve for copy-on-write breaks is kept, and not one page more is promised.
 #[test]
 fn what_is_reserved_can_be_had_beside_the_reserve_for_breaks() {

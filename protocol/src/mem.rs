@@ -251,6 +251,8 @@ pub struct GuestStats {
     pub disk_caches: Option<u64>,
     /// Kills by the guest's own out-of-memory killer.
     pub oom_kills: Option<u64>,
+    /// Pages in its balloon as its driver counts them: those offered and refused are among them.
+    pub balloon: Option<u64>,
 }
 
 /// The interface.

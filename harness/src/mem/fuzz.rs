@@ -98,6 +98,7 @@ fn statistics(input: &mut Input<'_>) -> GuestStats {
         available: figure(),
         disk_caches: figure(),
         oom_kills: figure(),
+        balloon: figure(),
     }
 }
 
@@ -137,10 +138,11 @@ fn call(world: &mut World<'_>, input: &mut Input<'_>, seen: &mut Seen) {
 /// An order of the root-task's, from a vmm-server.
 fn forbidden(world: &mut World<'_>, input: &mut Input<'_>) {
     let vm = input.pick(&[HOSTILE, HONEST]);
-    let request = match input.byte() % 4 {
+    let request = match input.byte() % 5 {
         0 => MemRequest::DestroyVm { vm },
         1 => MemRequest::SetBalloon { vm, target: Some(Pages(input.value())) },
         2 => MemRequest::SetControls { vm, controls: controls(input) },
+        3 => MemRequest::SetPaused { vm, is_paused: input.byte() & 1 == 0 },
         _ => MemRequest::SetSwap { pages: Pages(input.value()) },
     };
     let reply = world.server.control(HOSTILE, request);
@@ -167,6 +169,7 @@ fn order(world: &mut World<'_>, input: &mut Input<'_>) {
             world.server.order(MemRequest::DestroyVm { vm: HOSTILE }, &mut world.machine);
             MemRequest::CreateVm { vm: HOSTILE, memory: VmMemory::new(Pages(SIZE)) }
         }
+        2 => MemRequest::SetPaused { vm: HOSTILE, is_paused: input.byte() & 3 == 0 },
         _ => MemRequest::SetBalloon { vm: HOSTILE, target },
     };
     world.server.order(request, &mut world.machine);

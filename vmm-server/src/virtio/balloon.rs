@@ -224,7 +224,8 @@ impl Balloon {
     ) -> Result<(), QueueError> {
         let mut chain = Chain::default();
         while queue.pop(memory, &mut chain)? {
-            let stats = read_statistics(&chain, memory)?;
+            let mut stats = read_statistics(&chain, memory)?;
+            stats.balloon = Some(u64::from(self.actual_pages));
             host.statistics(stats);
             // A driver that hands in a second buffer gets the first one back.
             if let Some(old) = self.held_statistics.replace(chain.head) {
@@ -416,8 +417,10 @@ mod tests {
         memory.write(0x800a, &10u16.to_le_bytes()).unwrap();
         memory.write(0x800c, &2u64.to_le_bytes()).unwrap();
         driver.offer(&mut memory, &[(0x8000, 20, false)]);
+        balloon.write_config(4, 7);
         balloon.process_statistics(&mut queue, &mut memory, &mut seen).unwrap();
         let stats = seen.stats.unwrap();
+        assert_eq!(stats.balloon, Some(7));
         assert_eq!((stats.free, stats.oom_kills, stats.total), (Some(5), Some(2), None));
         assert_eq!(driver.take(&memory), None);
         assert_eq!(balloon.ask_statistics(&mut queue, &mut memory), Ok(true));
