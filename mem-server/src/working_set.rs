@@ -4,9 +4,9 @@ use protocol::mem::PressureState;
 use protocol::units::{MAX_VMS, VmId};
 
 use crate::mechanism::{Mechanism, Page};
-use crate::page::{Entry, FRAMES_PER_BLOCK, PageState, REGION_WORDS};
+use crate::page::{Entry, FRAMES_PER_BLOCK, PageState};
 use crate::policy::estimator::{SAMPLES, Source};
-use crate::policy::harvest::{Estimate, Guess};
+use crate::policy::harvest::{Estimate, Finding, Guesses, Subscriber};
 use crate::policy::large::Demotion;
 use crate::server::{Samples, Server};
 
@@ -114,8 +114,13 @@ impl Server<'_> {
         let Some(record) = &mut self.vms[vm.0 as usize] else { return };
         let watched = core::mem::take(&mut record.samples);
         let has_rested = core::mem::take(&mut record.has_rested);
-        let estimate = self.harvest(vm, &watched, mechanism).filter(|_| !has_rested);
-        if let (Some(estimate), Some(record)) = (estimate, &mut self.vms[vm.0 as usize]) {
+        let mut found = (Estimate::default(), Guesses);
+        let is_read = self.harvest(vm, &watched, &mut found, mechanism);
+        if is_read
+            && !has_rested
+            && let Some(record) = &mut self.vms[vm.0 as usize]
+        {
+            let (estimate, Guesses) = found;
             record.averages.begin(record.granted() as u32);
             record.averages.touch(estimate.touched());
             record.averages.end();
@@ -124,18 +129,18 @@ impl Server<'_> {
         self.watch(vm, mechanism);
     }
 
-    /// Reads and clears the accessed bits of a VM; of the regions that begin at the pages `watched` they are a sample. `None` if
-    /// the machine cannot.
-    fn harvest(
+    /// Reads and clears the accessed bits of a VM and tells `to` what it finds; of the regions that begin at the pages `watched`
+    /// they are a sample. Nobody else may read them. False if the machine cannot; `to` may have heard of some regions then.
+    pub(crate) fn harvest(
         &mut self,
         vm: VmId,
         watched: &[u32],
+        to: &mut impl Subscriber,
         mechanism: &mut impl Mechanism,
-    ) -> Option<Estimate> {
-        let record = self.vm(vm)?;
+    ) -> bool {
+        let Some(record) = self.vm(vm) else { return false };
         let (base, memory) = (record.base, record.memory);
         let (size, low) = (memory.size.0 as u32, memory.low.0 as u32);
-        let mut estimate = Estimate::default();
         let mut accessed = [0; 32];
         let mut first = 0;
         while first < size {
@@ -144,30 +149,17 @@ impl Server<'_> {
             let pages = HARVEST_PAGES.min(end - first);
             let page = Page { vm, index: first, gfn: memory.gfn_of(first) };
             if !mechanism.harvest(page, pages, &mut accessed) {
-                return None;
+                return false;
             }
             let regions = (first..first + pages).step_by(FRAMES_PER_BLOCK as usize);
-            for (first, words) in regions.zip(accessed.chunks_exact(REGION_WORDS)) {
+            for (first, accessed) in regions.zip(accessed.as_chunks().0) {
                 let region = &mut self.regions[((base + first) / FRAMES_PER_BLOCK) as usize];
-                let touched = words.iter().map(|word| word.count_ones()).sum();
-                if region.is_large() {
-                    if touched > 0 {
-                        estimate.large(region.guess);
-                    }
-                    continue;
-                }
-                if watched.contains(&first) {
-                    estimate.watched(touched, region.guess);
-                } else {
-                    estimate.small(touched);
-                }
-                if touched > 0 {
-                    region.guess = Guess::of(touched);
-                }
+                let is_watched = watched.contains(&first);
+                to.region(region, &Finding { first, accessed, is_watched });
             }
             first += pages;
         }
-        Some(estimate)
+        true
     }
 
     /// Draws large regions and takes them apart, so that the pages touched in them until the next harvest can be counted.

@@ -1,6 +1,7 @@
 //! Working set estimates over the model machine: guests whose use of memory is known, with large pages and without.
 
 use super::*;
+use crate::policy::large::Region;
 use crate::server::Policy;
 use crate::server::tests::World;
 use proptest::prelude::*;
@@ -147,6 +148,56 @@ fn watched_regions_are_few_and_large_again_when_the_period_ends() {
     }
     assert!(seen.len() > 45, "{} of {REGIONS} regions were ever watched", seen.len());
     world.read_all();
+}
+
+/// The pages and large regions a subscriber heard of.
+#[derive(Default, Debug, PartialEq, Eq)]
+struct Heard {
+    pages: Vec<u32>,
+    large: Vec<u32>,
+    regions: u32,
+}
+
+impl Subscriber for Heard {
+    fn region(&mut self, region: &mut Region, found: &Finding<'_>) {
+        self.regions += 1;
+        if region.is_large() {
+            self.large.extend((found.touched() > 0).then_some(found.first));
+            return;
+        }
+        let bit = |page: &u32| found.accessed[*page as usize / 64] >> (page % 64) & 1 != 0;
+        self.pages.extend((0..FRAMES_PER_BLOCK).filter(bit).map(|page| found.first + page));
+    }
+}
+
+/// Bits are cleared as they are read, and all subscribers hear of each accessed page all the same, once.
+#[test]
+fn two_subscribers_hear_of_every_accessed_page_once() {
+    let mut world = filled(true, 5);
+    let harvest = |world: &mut World<'_>| {
+        let mut heard = (Heard::default(), Heard::default());
+        assert!(world.server.harvest(VM, &[], &mut heard, &mut world.machine));
+        assert_eq!(heard.0.regions, REGIONS);
+        heard
+    };
+    periods(&mut world, 1, |_| 0);
+    harvest(&mut world);
+    let small = world.server.vm(VM).unwrap().samples.clone();
+    assert!(!small.is_empty());
+    let mut pages: Vec<u32> = small.iter().flat_map(|first| [*first, first + 77]).collect();
+    pages.sort_unstable();
+    let large: Vec<u32> = (0..REGIONS).map(|region| region * FRAMES_PER_BLOCK).collect();
+    let large: Vec<u32> = large.into_iter().filter(|first| !small.contains(first)).collect();
+    for page in pages.iter().chain(&large[..9]) {
+        assert!(world.read(0, *page) && world.read(0, *page));
+    }
+    let (first, second) = harvest(&mut world);
+    assert_eq!((&first.pages, &first.large[..]), (&pages, &large[..9]));
+    assert_eq!(first, second);
+    let (first, second) = harvest(&mut world);
+    assert_eq!((first.pages.len(), first.large.len()), (0, 0), "they are cleared");
+    assert_eq!(first, second);
+    world.check();
 }
 
 /// The user pauses a VM, or lets it go on.

@@ -19,7 +19,12 @@
 //! The guess of a region is what was counted when it was last small and touched; before that all of it, since a region becomes large
 //! when its guest has just filled it. If no watched region was touched in a period, the guesses stand alone.
 
-use crate::page::FRAMES_PER_BLOCK;
+//!
+//! Reading an accessed bit clears it, so there is one reader ([`crate::server::Server::harvest`]), and whoever wants to know is a
+//! [`Subscriber`] of its findings. The estimate is one, the regions' guesses are another.
+
+use crate::page::{FRAMES_PER_BLOCK, REGION_WORDS};
+use crate::policy::large::Region;
 
 /// Touched pages expected of a region when it is touched: 2 to 512 in steps of 2, in a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +43,64 @@ impl Guess {
     /// In pages.
     pub const fn pages(self) -> u32 {
         (self.0 as u32 + 1) * 2
+    }
+}
+
+/// What was found in one region since it was harvested last.
+#[derive(Clone, Copy, Debug)]
+pub struct Finding<'a> {
+    /// Its first page.
+    pub first: u32,
+    /// A bit for each of its pages that was accessed; if one large page maps it, all or none.
+    pub accessed: &'a [u64; REGION_WORDS],
+    /// It was drawn to be watched in this period.
+    pub is_watched: bool,
+}
+
+impl Finding<'_> {
+    /// Pages accessed.
+    pub fn touched(&self) -> u32 {
+        self.accessed.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+/// Hears what a harvest finds: of every region of a VM, once. Two are one as a pair, in which the first hears first.
+pub trait Subscriber {
+    /// One region and what was found in it.
+    fn region(&mut self, region: &mut Region, found: &Finding<'_>);
+}
+
+impl<A: Subscriber, B: Subscriber> Subscriber for (A, B) {
+    #[inline]
+    fn region(&mut self, region: &mut Region, found: &Finding<'_>) {
+        self.0.region(region, found);
+        self.1.region(region, found);
+    }
+}
+
+/// Notes in each small region what was counted in it. An estimate that is to use what was known before hears first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guesses;
+
+impl Subscriber for Guesses {
+    #[inline]
+    fn region(&mut self, region: &mut Region, found: &Finding<'_>) {
+        let touched = found.touched();
+        if touched > 0 && !region.is_large() {
+            region.guess = Guess::of(touched);
+        }
+    }
+}
+
+impl Subscriber for Estimate {
+    #[inline]
+    fn region(&mut self, region: &mut Region, found: &Finding<'_>) {
+        match found.touched() {
+            0 if region.is_large() => {}
+            _ if region.is_large() => self.large(region.guess),
+            touched if found.is_watched => self.watched(touched, region.guess),
+            touched => self.small(touched),
+        }
     }
 }
 
