@@ -218,7 +218,7 @@ impl Reader<'_> {
             kernel_memory,
             io_policy: host.io_policy.into(),
             memory_policy: system::MemoryPolicy {
-                controls: self.memory_controls(&host)?,
+                controls: memory_controls(&host),
                 harvest: host.harvest,
                 swap,
                 large_pages: host.large_pages.unwrap_or(true),
@@ -228,7 +228,9 @@ impl Reader<'_> {
             disk_model: host.disk_model.as_ref().map(|model| self.disk_model(model)).transpose()?,
             disks: host.disks.as_ref().map_or(1, |disks| *disks.get_ref()),
         };
-        system.check().map_err(|error| self.system_error(&error, &table.vm, &host))?;
+        system
+            .check()
+            .map_err(|error| self.system_error(&error, &table.vm, (&table.group, &host)))?;
         Ok(Config { system, artefacts: build.artefacts, disks: build.disks })
     }
 
@@ -289,26 +291,7 @@ impl Reader<'_> {
     fn group_memory(&self, memory: &raw::GroupMemory) -> Result<system::GroupMemory, Error> {
         let shares = memory.shares.as_ref().map(|shares| raw::shares(Some(shares)));
         let reservation = self.pages_or(memory.reservation.as_ref(), Pages(0))?;
-        let claim = system::GroupMemory { reservation, shares };
-        claim.check().map_err(|_| {
-            let span = memory.shares.as_ref().map_or(0..0, Spanned::span);
-            self.error(span, SHARES.0, SHARES.1)
-        })?;
-        Ok(claim)
-    }
-
-    fn memory_controls(&self, host: &raw::Host) -> Result<system::MemoryControls, Error> {
-        let tax = host.tax.as_ref().map_or(system::TAX_DEFAULT, |tax| *tax.get_ref());
-        let controls = system::MemoryControls {
-            tax,
-            scan_pages_per_second: host.scan_pages_per_second,
-            scan_pages_per_second_vm: host.scan_pages_per_second_vm.unwrap_or(u32::MAX),
-        };
-        controls.check().map_err(|_| {
-            let span = host.tax.as_ref().map_or(0..0, Spanned::span);
-            self.error(span, TAX.0, TAX.1)
-        })?;
-        Ok(controls)
+        Ok(system::GroupMemory { reservation, shares })
     }
 
     fn vm(&self, vm: &VmTable, groups: &[String], build: &mut Build) -> Result<system::Vm, Error> {
@@ -497,7 +480,12 @@ impl Reader<'_> {
         Ok(control)
     }
 
-    fn system_error(&self, error: &SystemError, vms: &[VmTable], host: &raw::Host) -> Error {
+    fn system_error(
+        &self,
+        error: &SystemError,
+        vms: &[VmTable],
+        (groups, host): (&raw::Groups, &raw::Host),
+    ) -> Error {
         let span_of = |vm: u16| vms.get(usize::from(vm)).map_or(0..0, |vm| vm.name.span());
         let mib = |pages: Pages| pages.bytes().div_ceil(1 << 20);
         match error {
@@ -548,6 +536,12 @@ impl Reader<'_> {
                 "a machine has 1 to 4 disks",
                 "write a number from 1 to 4",
             ),
+            SystemError::Group { group, rule } => {
+                self.group_error(groups.values().nth(usize::from(*group)), *rule)
+            }
+            SystemError::Memory(_) => {
+                self.error(host.tax.as_ref().map_or(0..0, Spanned::span), TAX.0, TAX.1)
+            }
             // Found where the table was read.
             SystemError::Swap(rule) => {
                 let (what, cure) = io_rule(*rule);
@@ -555,6 +549,13 @@ impl Reader<'_> {
             }
             SystemError::Malformed => self.error(0..0, "this cannot be encoded", "report a bug"),
         }
+    }
+
+    /// A claim on the disk was checked where its table was read, so that it is the memory's shares.
+    fn group_error(&self, group: Option<&raw::GroupTable>, rule: VmRule) -> Error {
+        let shares = group.and_then(|group| group.memory.shares.as_ref());
+        let (what, cure) = if rule == VmRule::Shares { SHARES } else { io_rule(rule) };
+        self.error(shares.map_or(0..0, Spanned::span), what, cure)
     }
 
     fn rule_error(&self, vm: &VmTable, rule: VmRule) -> Error {
@@ -609,6 +610,14 @@ impl Reader<'_> {
             }
         };
         self.error(span, what, cure)
+    }
+}
+
+fn memory_controls(host: &raw::Host) -> system::MemoryControls {
+    system::MemoryControls {
+        tax: host.tax.as_ref().map_or(system::TAX_DEFAULT, |tax| *tax.get_ref()),
+        scan_pages_per_second: host.scan_pages_per_second,
+        scan_pages_per_second_vm: host.scan_pages_per_second_vm.unwrap_or(u32::MAX),
     }
 }
 

@@ -462,6 +462,15 @@ pub enum SystemError {
     Disks,
     /// The claim of the swap partition breaks a rule.
     Swap(VmRule),
+    /// A claim of group `group` breaks a rule.
+    Group {
+        /// Index of the group.
+        group: u16,
+        /// The rule.
+        rule: VmRule,
+    },
+    /// The machine's memory controls break a rule.
+    Memory(VmRule),
 }
 
 /// The rules of one VM.
@@ -568,7 +577,7 @@ impl System {
     ///
     /// # Errors
     ///
-    /// The first rule broken, with the VM that breaks it.
+    /// The first rule broken, with the VM or group that breaks it.
     pub fn check(&self) -> Result<(), SystemError> {
         if self.disks == 0 || usize::from(self.disks) > MACHINE_DISKS_MAX {
             return Err(SystemError::Disks);
@@ -577,6 +586,11 @@ impl System {
             vm.check(self.groups.len(), self.disks)
                 .map_err(|rule| SystemError::Vm { vm: index, rule })?;
         }
+        for (group, index) in self.groups.iter().zip(0..) {
+            let claims = group.memory.check().and(group.io.check());
+            claims.map_err(|rule| SystemError::Group { group: index, rule })?;
+        }
+        self.memory_policy.controls.check().map_err(SystemError::Memory)?;
         self.check_names()?;
         self.check_partitions()?;
         if self.kernel_memory >= self.machine_memory {
@@ -646,8 +660,8 @@ impl System {
 #[cfg(test)]
 mod tests {
     use super::{
-        Balloon, Disk, DiskModel, Group, GroupMemory, IoControl, Memory, MemoryPolicy, ModelStep,
-        Name, Sharing, System, SystemError, Vm, VmRule,
+        BURST_MAX, Balloon, Disk, DiskModel, Group, GroupMemory, IoControl, Memory, MemoryPolicy,
+        ModelStep, Name, SHARES_MAX, Sharing, System, SystemError, TAX_MAX, Vm, VmRule,
     };
     use crate::io::Policy;
     use crate::units::{DiskId, Nanos, Pages};
@@ -810,5 +824,33 @@ mod tests {
         assert!(system.groups.push(group).is_ok());
         system.vms[0].group = Some(0);
         assert_eq!(system.check(), Ok(()));
+    }
+
+    #[test]
+    fn claims_of_groups_and_of_the_machine_are_checked() {
+        let with = |change: fn(&mut Group)| {
+            let mut system = system();
+            let mut group = Group {
+                name: name("web"),
+                memory: GroupMemory::default(),
+                io: IoControl::default(),
+                sharing: Sharing::None,
+            };
+            change(&mut group);
+            assert!(system.groups.push(group).is_ok());
+            system.check()
+        };
+        let broken = |rule| Err(SystemError::Group { group: 0, rule });
+        assert_eq!(with(|group| group.memory.shares = Some(SHARES_MAX)), Ok(()));
+        assert_eq!(with(|group| group.memory.shares = Some(0)), broken(VmRule::Shares));
+        let too_many = with(|group| group.memory.shares = Some(SHARES_MAX + 1));
+        assert_eq!(too_many, broken(VmRule::Shares));
+        assert_eq!(with(|group| group.io.shares = 0), broken(VmRule::Shares));
+        assert_eq!(with(|group| group.io.burst = BURST_MAX + 1), broken(VmRule::IoBurst));
+        let mut system = system();
+        system.memory_policy.controls.tax = TAX_MAX;
+        assert_eq!(system.check(), Ok(()));
+        system.memory_policy.controls.tax = TAX_MAX + 1;
+        assert_eq!(system.check(), Err(SystemError::Memory(VmRule::Tax)));
     }
 }

@@ -76,7 +76,7 @@ pub struct File {
     pub host: Host,
     /// Groups by name.
     #[serde(default)]
-    pub group: BTreeMap<Spanned<String>, GroupTable>,
+    pub group: Groups,
     /// VMs in order.
     #[serde(default)]
     pub vm: Vec<VmTable>,
@@ -206,6 +206,9 @@ pub enum SharingWord {
     /// Not at all.
     None,
 }
+
+/// Groups by name.
+pub type Groups = BTreeMap<Spanned<String>, GroupTable>;
 
 /// `[group.NAME]`.
 #[derive(Debug, Deserialize)]

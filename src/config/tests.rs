@@ -117,6 +117,21 @@ fn swap_has_a_claim_of_its_own() {
 }
 
 #[test]
+fn claims_of_groups_and_of_the_machine_have_their_place() {
+    for (lines, line, words) in [
+        ("tax = 1000", 4, "below 1000 permille"),
+        ("[group.a]\n[group.b]\nmemory = { shares = 0 }", 6, "shares are between"),
+        ("[group.a]\nmemory = { shares = 1000001 }\n[group.b]", 5, "shares are between"),
+        ("[group.a]\nio = { reservation = 9, limit = 3 }", 5, "above the limit"),
+    ] {
+        let text =
+            complaint(&GOOD.replace("memory = \"512M\"", &format!("memory = \"512M\"\n{lines}")));
+        let has_place = text.contains(&format!("test.toml:{line}:")) && text.contains("cure:");
+        assert!(text.contains(words) && has_place, "{lines}: {text}");
+    }
+}
+
+#[test]
 fn two_vms_of_one_name_are_refused() {
     let text = complaint(&format!("{GOOD}\n{}", &GOOD[GOOD.find("[[vm]]").unwrap()..]));
     assert!(text.contains("a VM of this name"), "{text}");
