@@ -1,6 +1,6 @@
 //! Makes what a configuration needs: guest artefacts, boot module, disk, ISO.
 
-use crate::config::{Config, DiskImage, Source};
+use crate::config::{Config, DiskImage, DiskPlan, Source};
 use crate::{Error, PROGRAMS, WORKSPACE};
 use builder::cache::Cache;
 use builder::disk::{Content, VirtualDisk};
@@ -130,18 +130,29 @@ fn make_disks(
         disks.push(VirtualDisk { label, size, content, stripes, on });
     }
     let cache = Cache::open(folder)?;
-    let stamp = |name| std::fs::read_to_string(guests.path(name)).unwrap_or_default();
-    let (root, fio) = (stamp("root.ext4.stamp"), stamp("fio.ext4.stamp"));
     let count = usize::from(config.system.disks);
-    let inputs = format!("{count} {disks:?} {root} {fio}");
+    let stamp = |name: &str| std::fs::read_to_string(guests.path(name)).unwrap_or_default();
+    let inputs = disk_inputs(format!("{count} {disks:?}"), &config.disks, stamp);
     if wanted == Disk::Fresh {
         let _ = std::fs::remove_file(cache.path("disks.stamp"));
     }
-    let made = cache.get("disks", inputs.trim_end(), |folder| {
+    let made = cache.get("disks", &inputs, |folder| {
         progress("making the disks");
         disk::build(&disks, count, folder)
     })?;
     Ok((0..count).map(|number| disk::file(&made, number)).collect())
+}
+
+/// What disks with `layout` are made from: they are made anew when it changes, so only what is on them counts. `stamp` reads what a
+/// guest's image was made from; its last line's end says nothing.
+fn disk_inputs(layout: String, plans: &[DiskPlan], stamp: impl Fn(&str) -> String) -> String {
+    let images = [(DiskImage::Debian, "root.ext4.stamp"), (DiskImage::Fio, "fio.ext4.stamp")];
+    let mut inputs = layout;
+    for (_, name) in images.iter().filter(|(image, _)| plans.iter().any(|p| p.image == *image)) {
+        inputs.push(' ');
+        inputs.push_str(stamp(name).trim_end());
+    }
+    inputs
 }
 
 /// Prepares any root-task ELF to be booted alone.
@@ -171,4 +182,37 @@ pub fn foreign(root_task: &Path, memory_mib: u64) -> Result<Image, Error> {
 pub fn write_iso(image: &Image, output: &Path) -> Result<(), Error> {
     progress("writing the ISO with grub-mkrescue");
     Ok(iso::build(&image.kernel, &image.module, "", output)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DiskImage, DiskPlan, disk_inputs};
+    use protocol::units::DiskId;
+
+    /// Disks are made anew, and what guests wrote is lost, only if something on them changed.
+    #[test]
+    fn disks_depend_on_what_is_on_them_alone() {
+        let plan = |image| DiskPlan {
+            label: "a".to_owned(),
+            size: 1 << 20,
+            image,
+            hostname: String::new(),
+            on: DiskId(0),
+            parts: 1,
+        };
+        let inputs = |images: &[DiskImage], fio: &str| {
+            let plans: Vec<DiskPlan> = images.iter().cloned().map(plan).collect();
+            let stamp = |name: &str| match name {
+                "root.ext4.stamp" => "root\n".to_owned(),
+                _ => fio.to_owned(),
+            };
+            disk_inputs("1 disk".to_owned(), &plans, stamp)
+        };
+        let debian = [DiskImage::Debian, DiskImage::Empty];
+        assert_eq!(inputs(&debian, ""), "1 disk root");
+        assert_eq!(inputs(&debian, ""), inputs(&debian, "fio 2\n"));
+        assert_eq!(inputs(&[DiskImage::Empty], "fio 2\n"), "1 disk");
+        let both = [DiskImage::Debian, DiskImage::Fio];
+        assert_ne!(inputs(&both, "fio 1\n"), inputs(&both, "fio 2\n"));
+    }
 }
