@@ -111,7 +111,7 @@ pub enum Line {
         group: String,
         /// Its claim on memory.
         memory: protocol::system::GroupMemory,
-        /// Its claim on each disk.
+        /// Its claim on all disks together.
         io: protocol::system::IoControl,
     },
     /// What a disk did for a group.

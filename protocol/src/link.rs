@@ -481,7 +481,7 @@ pub enum Row<'a> {
         group: &'a str,
         /// Its claim on memory.
         memory: system::GroupMemory,
-        /// Its claim on each disk of the machine.
+        /// Its claim on the disks of the machine, all together.
         io: system::IoControl,
     },
     /// What a disk of the machine did for a group.

@@ -44,19 +44,19 @@ fn memory(page: &mut Page, stats: &Stats) {
 fn claims(page: &mut Page, stats: &Stats) {
     type Part = fn(&Group) -> u64;
     let parts: [(&str, &str, Part); 5] = [
-        ("reservation_rate", "Requests per second its VMs always get of a disk.", |group| {
+        ("reservation_rate", "Requests per second its VMs always get.", |group| {
             group.io.reservation.into()
         }),
-        ("limit_rate", "Requests per second they never exceed there; 0 for none.", |group| {
+        ("limit_rate", "Requests per second they never exceed; 0 for none.", |group| {
             group.io.limit.unwrap_or(0).into()
         }),
-        ("reservation_rate_bytes", "Bytes per second they always get there.", |group| {
+        ("reservation_rate_bytes", "Bytes per second they always get.", |group| {
             group.io.reservation_bytes
         }),
-        ("limit_rate_bytes", "Bytes per second they never exceed there; 0 for none.", |group| {
+        ("limit_rate_bytes", "Bytes per second they never exceed; 0 for none.", |group| {
             group.io.limit_bytes.unwrap_or(0)
         }),
-        ("shares", "Its weight on a disk.", |group| group.io.shares.into()),
+        ("shares", "Its weight on the disks.", |group| group.io.shares.into()),
     ];
     for (name, help, part) in parts {
         page.family(&format!("group_io_{name}"), Kind::Gauge, help);

@@ -16,7 +16,7 @@ pub struct Group {
     pub members: Vec<VmId>,
     /// Its claim on memory.
     pub memory: GroupMemory,
-    /// Its claim on each disk.
+    /// Its claim on all disks together.
     pub io: IoControl,
     /// What each disk did for it since its server was started.
     pub disks: Vec<(DiskId, GroupStats)>,
