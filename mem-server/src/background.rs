@@ -273,9 +273,6 @@ impl Server<'_> {
 
     /// Pages VMs out that are above their targets, as the state demands.
     fn reclaim(&mut self, mechanism: &mut impl Mechanism) {
-        if self.pressure.state() == PressureState::High {
-            return;
-        }
         for vm in (0..MAX_VMS as u16).map(VmId) {
             let Some(record) = self.vm(vm) else { continue };
             let wanted = self.to_page_out(record).min(RECLAIM_BATCH);
@@ -291,7 +288,9 @@ impl Server<'_> {
                 }
             }
         }
-        self.write_back(mechanism);
+        if self.pressure.state() != PressureState::High {
+            self.write_back(mechanism);
+        }
     }
 
     /// The swap area took or gave pages: takes more if it must, and wakes whoever can go on.
@@ -403,6 +402,44 @@ mod tests {
         GfnRange, MemError, MemReply, MemRequest, Sharing, VmMemory, release_reason,
     };
     use protocol::system::GroupMemory;
+
+    /// Without a balloon only paging can keep it; a VM with a balloon that works, or without a limit, keeps its pages.
+    #[test]
+    fn a_limit_holds_with_memory_to_spare() {
+        let mut world = World::new(16, 64, swapping());
+        for vm in 0..3 {
+            world.admit(vm, 4, Sharing::None);
+            for page in 0..1024 {
+                assert!(world.write(vm, page, INCOMPRESSIBLE | u64::from(page)));
+            }
+        }
+        world.server.control(VmId(1), MemRequest::BalloonReady { ready: true });
+        let mut controls = world.server.vm(VmId(0)).unwrap().memory.controls;
+        controls.limit = Pages(700);
+        for vm in [0, 1] {
+            let order = MemRequest::SetControls { vm: VmId(vm), controls };
+            assert_eq!(world.server.order(order, &mut world.machine), MemReply::Done);
+        }
+        let charged =
+            |world: &World<'_>, vm| world.server.charge(world.server.vm(VmId(vm)).unwrap());
+        for tick in 1..=15 {
+            world.server.tick(Nanos::from_millis(100 * tick), &mut world.machine);
+            while world.disk(false) {}
+            world.check();
+        }
+        assert_eq!(world.server.pressure_state(), PressureState::High);
+        assert_eq!([0, 1, 2].map(|vm| charged(&world, vm)), [700, 1024, 1024]);
+        // What it touches comes back, and others go.
+        for page in 0..1024 {
+            world.read(0, page);
+        }
+        for tick in 16..=30 {
+            world.server.tick(Nanos::from_millis(100 * tick), &mut world.machine);
+            while world.disk(false) {}
+            world.check();
+        }
+        assert_eq!(charged(&world, 0), 700);
+    }
 
     #[test]
     fn in_low_a_vm_above_its_target_waits_and_another_does_not() {

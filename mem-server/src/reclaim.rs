@@ -62,11 +62,22 @@ impl Server<'_> {
     pub(crate) fn to_page_out(&self, record: &Vm) -> u64 {
         let above = self.charge(record).saturating_sub(record.target);
         match self.pressure.state() {
-            PressureState::High => 0,
+            PressureState::High => self.above_limit(record),
             // Paging only where the balloon does not work.
             PressureState::Soft if record.has_working_balloon() => 0,
             _ => above,
         }
+    }
+
+    /// Pages above a VM's limit, which holds with memory to spare too, where its balloon does not see to it.
+    fn above_limit(&self, record: &Vm) -> u64 {
+        let limit = record.memory.controls.limit;
+        if record.has_working_balloon() || limit >= record.memory.size {
+            return 0;
+        }
+        // What is on its way out keeps its frame until it is there.
+        let leaving = record.count(PageState::InFlight);
+        self.charge(record).saturating_sub(limit.0 + leaving)
     }
 
     /// A random page of a VM that holds a frame of its own. A shared page whose other sharers are gone is one.
