@@ -7,6 +7,7 @@ mod command;
 mod disk;
 mod isolation;
 mod large;
+mod memory;
 mod model;
 mod no_apic;
 mod overcommit;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     model::run(&mut runner);
     system::run(&mut runner);
     overcommit::run(&mut runner);
+    memory::run(&mut runner);
     storm::run(&mut runner);
     striped::run(&mut runner);
     swap_errors::run(&mut runner);
