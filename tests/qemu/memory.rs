@@ -108,7 +108,7 @@ pub fn run(runner: &mut Runner) {
         runner.lost("controls: everything else", "the system did not start");
         return;
     };
-    if !limits(runner, &session) {
+    if !(limits(runner, &session) && reservations(runner, &session)) {
         runner.lost("controls: the cases that follow", "one before them failed");
     }
     runner.case("controls: quit ends the run well", || stop(&session));
@@ -204,4 +204,27 @@ fn killed(session: &Session, shell: &mut Shell<'_>, mib: u32) -> Result<(), Fail
     shell.expect(&format!("! {KILLS}"))?;
     shell.expect(CHECK)?;
     same("VMs stopped", stops(session), vec![])
+}
+
+/// Reservations; whether all passed.
+fn reservations(runner: &mut Runner, session: &Session) -> bool {
+    let reserve = |pages| Setting::MemoryReservation(Pages(pages));
+    runner.case("controls: a reservation is kept, or refused with the numbers", || {
+        set(session, BESIDE, reserve(SIZE))?;
+        eventually(session, "no less than the reservation", |stats| {
+            memory(stats, BESIDE).target.0 == SIZE
+        })?;
+        refused(session, SET, reserve(SIZE), "MiB available")?;
+        refused(session, SET, reserve(SIZE + 256), "Reservation")?;
+        same("what is reserved", term(session, SET, "memory.reservation")?, 16 << 8)?;
+        set(session, BESIDE, reserve(0))?;
+        set(session, SET, reserve(SIZE))?;
+        same("what is reserved", term(session, SET, "memory.reservation")?, SIZE)?;
+        for vm in [SET, BESIDE] {
+            let mut shell = Shell::new(session, vm);
+            shell.skip();
+            shell.expect(CHECK)?;
+        }
+        same("VMs stopped", stops(session), vec![])
+    })
 }
