@@ -135,11 +135,22 @@ impl<H: Hw> Kernel<H> {
         }
     }
 
-    /// Takes a context from its thread.
+    /// Takes a context from its thread. A passive server at work on a caller's goes on with the one of its notification: its caller
+    /// may be gone, and nobody else would ever wake it.
     pub(crate) fn unbind_context(&mut self, sc: Ref<SchedContext>, tcb: Ref<Tcb>) {
         self.stall_thread(tcb);
         self.take_context(tcb);
         sc.tcb.set(None);
+        if tcb.is_runnable()
+            && let Some(notification) = tcb.notification.get()
+            && notification.sc.get() != Some(sc)
+        {
+            self.maybe_lend_context(notification, tcb);
+            if Self::is_schedulable(tcb) {
+                self.enqueue(tcb);
+                self.reschedule();
+            }
+        }
     }
 
     /// Ties a context to a notification.

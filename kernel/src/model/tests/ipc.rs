@@ -275,6 +275,71 @@ fn a_bound_notification_reaches_its_thread_at_the_endpoint() {
     world.check();
 }
 
+/// Context of the client in [`at_work_for_the_dead`].
+const CONTEXT: u64 = FREE + 21;
+
+/// A passive server with a notification's context is at work for a client that is suspended: the server and the client's context.
+fn at_work_for_the_dead() -> (World, Ref<Tcb>) {
+    const CLIENT: u64 = FREE + 20;
+    let (mut world, server) = served();
+    world.ok(SERVER, Label::TCBBindNotification, &[], &[NOTIFICATION]);
+    let client = world.thread(CLIENT, 255, Some(CONTEXT));
+    world.ok(CLIENT, Label::TCBResume, &[], &[]);
+    world.syscall(Syscall::Yield, 0, 0, &[]);
+    assert_eq!(world.current(0), Some(client));
+    world.syscall(Syscall::Call, ENDPOINT, 0, &[]);
+    assert_eq!(world.current(0), Some(server));
+    world.syscall(Syscall::Yield, 0, 0, &[]);
+    assert_eq!(world.current(0), Some(world.initial));
+    world.ok(CLIENT, Label::TCBSuspend, &[], &[]);
+    assert_eq!(server.sc.get(), Some(world.object(CONTEXT)));
+    (world, server)
+}
+
+#[test]
+fn a_server_whose_borrowed_context_is_taken_goes_on_with_its_own() {
+    let (mut world, server) = at_work_for_the_dead();
+    world.ok(SERVER + 1, Label::SchedContextBind, &[], &[NOTIFICATION]);
+    world.ok(CONTEXT, Label::SchedContextUnbind, &[], &[]);
+    world.check();
+    assert_eq!(server.sc.get(), Some(world.object(SERVER + 1)));
+    world.syscall(Syscall::Yield, 0, 0, &[]);
+    assert_eq!(world.current(0), Some(server), "nobody else would ever wake it");
+    world.syscall(Syscall::Recv, ENDPOINT, REPLY, &[]);
+    assert_eq!((server.sc.get(), server.state.get()), (None, ThreadState::BlockedOnReceive));
+    world.check();
+}
+
+#[test]
+fn a_server_without_a_context_of_its_own_gets_none() {
+    let (mut world, server) = at_work_for_the_dead();
+    world.ok(CONTEXT, Label::SchedContextUnbind, &[], &[]);
+    assert_eq!(server.sc.get(), None);
+    world.check();
+}
+
+#[test]
+fn a_server_that_waits_gets_none() {
+    let (mut world, server) = at_work_for_the_dead();
+    world.ok(SERVER + 1, Label::SchedContextBind, &[], &[NOTIFICATION]);
+    world.syscall(Syscall::Yield, 0, 0, &[]);
+    world.syscall(Syscall::Recv, ENDPOINT, REPLY, &[]);
+    assert_eq!(server.state.get(), ThreadState::BlockedOnReceive);
+    world.ok(CONTEXT, Label::SchedContextUnbind, &[], &[]);
+    assert_eq!(server.sc.get(), None);
+    world.check();
+}
+
+#[test]
+fn a_server_does_not_get_back_what_is_taken_from_it() {
+    let (mut world, server) = at_work_for_the_dead();
+    world.ok(SERVER + 1, Label::SchedContextBind, &[], &[NOTIFICATION]);
+    world.ok(CONTEXT, Label::SchedContextUnbind, &[], &[]);
+    world.ok(SERVER + 1, Label::SchedContextUnbind, &[], &[]);
+    assert_eq!(server.sc.get(), None);
+    world.check();
+}
+
 #[test]
 fn deleting_an_endpoint_wakes_who_waits() {
     let (mut world, server) = served();
