@@ -9,8 +9,9 @@ use crate::report::{
     state_name,
 };
 use crate::session::{DiskClient, server_name};
-use protocol::io::{DiskStats, LATENCY_BOUNDS};
+use protocol::io::{ClientStats, DiskStats, LATENCY_BOUNDS};
 use protocol::link::{EXIT_KINDS, MemoryStats, Unit, VmState};
+use protocol::system::IoControl;
 use protocol::units::{DiskId, Nanos, Pages, VmId};
 use std::fmt::Write;
 
@@ -288,30 +289,42 @@ fn latencies(page: &mut Page, clients: &[Named<'_>]) {
     }
 }
 
+/// One figure of a claim: its name, and how to find it.
+type ClaimPart = (&'static str, fn(&IoControl) -> u64);
+
+/// The figures of a claim on the disk, a virtual disk's or a group's.
+const CLAIM: [ClaimPart; 5] = [
+    ("io_reservation_rate", |io| io.reservation.into()),
+    ("io_limit_rate", |io| io.limit.unwrap_or(0).into()),
+    ("io_reservation_rate_bytes", |io| io.reservation_bytes),
+    ("io_limit_rate_bytes", |io| io.limit_bytes.unwrap_or(0)),
+    ("io_shares", |io| io.shares.into()),
+];
+
 fn disk_claims(page: &mut Page, stats: &Stats) {
     let clients = clients(stats);
-    type Part = fn(&DiskClient) -> u64;
-    let parts: [(&str, &str, Part); 7] = [
-        ("io_queued_requests", "Waiting in the scheduler.", |c| c.stats.queued.into()),
-        ("io_device_requests", "In the device.", |c| c.stats.in_device.into()),
-        ("io_reservation_rate", "Requests per second it always gets.", |c| {
-            c.control.reservation.into()
-        }),
-        ("io_limit_rate", "Requests per second it never exceeds; 0 for none.", |c| {
-            c.control.limit.unwrap_or(0).into()
-        }),
-        ("io_reservation_rate_bytes", "Bytes per second it always gets.", |c| {
-            c.control.reservation_bytes
-        }),
-        ("io_limit_rate_bytes", "Bytes per second it never exceeds; 0 for none.", |c| {
-            c.control.limit_bytes.unwrap_or(0)
-        }),
-        ("io_shares", "Its weight.", |c| c.control.shares.into()),
+    type Part = fn(&ClientStats) -> u32;
+    let waiting: [(&str, &str, Part); 2] = [
+        ("io_queued_requests", "Waiting in the scheduler.", |stats| stats.queued),
+        ("io_device_requests", "In the device.", |stats| stats.in_device),
     ];
-    for (name, help, part) in parts {
+    for (name, help, part) in waiting {
         page.family(name, Kind::Gauge, help);
         for named in &clients {
-            page.sample(&named.labels(&[]), part(named.client));
+            page.sample(&named.labels(&[]), part(&named.client.stats));
+        }
+    }
+    let helps = [
+        "Requests per second it always gets.",
+        "Requests per second it never exceeds; 0 for none.",
+        "Bytes per second it always gets.",
+        "Bytes per second it never exceeds; 0 for none.",
+        "Its weight.",
+    ];
+    for ((name, part), help) in CLAIM.into_iter().zip(helps) {
+        page.family(name, Kind::Gauge, help);
+        for named in &clients {
+            page.sample(&named.labels(&[]), part(&named.client.control));
         }
     }
     if stats.disks.is_empty() {

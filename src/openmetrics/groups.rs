@@ -1,8 +1,7 @@
 //! Groups of VMs: their claims, sums over their VMs, and what each disk did for them.
 
-use super::{Kind, MEMORY, Page};
+use super::{CLAIM, Kind, MEMORY, Page};
 use crate::report::Stats;
-use crate::report::group::Group;
 use protocol::io::GroupStats;
 
 /// Their families; none without groups.
@@ -42,26 +41,17 @@ fn memory(page: &mut Page, stats: &Stats) {
 }
 
 fn claims(page: &mut Page, stats: &Stats) {
-    type Part = fn(&Group) -> u64;
-    let parts: [(&str, &str, Part); 5] = [
-        ("reservation_rate", "Requests per second its VMs always get.", |group| {
-            group.io.reservation.into()
-        }),
-        ("limit_rate", "Requests per second they never exceed; 0 for none.", |group| {
-            group.io.limit.unwrap_or(0).into()
-        }),
-        ("reservation_rate_bytes", "Bytes per second they always get.", |group| {
-            group.io.reservation_bytes
-        }),
-        ("limit_rate_bytes", "Bytes per second they never exceed; 0 for none.", |group| {
-            group.io.limit_bytes.unwrap_or(0)
-        }),
-        ("shares", "Its weight on the disks.", |group| group.io.shares.into()),
+    let helps = [
+        "Requests per second its VMs always get.",
+        "Requests per second they never exceed; 0 for none.",
+        "Bytes per second they always get.",
+        "Bytes per second they never exceed; 0 for none.",
+        "Its weight on the disks.",
     ];
-    for (name, help, part) in parts {
-        page.family(&format!("group_io_{name}"), Kind::Gauge, help);
+    for ((name, part), help) in CLAIM.into_iter().zip(helps) {
+        page.family(&format!("group_{name}"), Kind::Gauge, help);
         for group in &stats.groups {
-            page.sample(&[("group", &group.name)], part(group));
+            page.sample(&[("group", &group.name)], part(&group.io));
         }
     }
 }

@@ -42,6 +42,8 @@ pub const ANTICIPATION_MAX: Nanos = Nanos(10_000_000);
 const ANTICIPATION_SAMPLES: u8 = 4;
 /// Most service at other servers that one request can report.
 pub const ELSEWHERE_MAX: u16 = 4096;
+/// Most share debt for service at other servers, in reference requests.
+const ELSEWHERE_DEBT: u64 = 2 * ELSEWHERE_MAX as u64;
 /// Most idle credit, in requests (paper, section 3.2).
 const BURST_MAX: u16 = 256;
 
@@ -251,26 +253,22 @@ impl Node {
     fn count_elsewhere(&mut self, now: Nanos, head: Head, virtual_time: Tag) {
         // A client's word: it can only hurt itself, and no more than so far. Of groups, whose tags are others' too, the servers tell
         // each other.
-        let delta = head.delta.min(ELSEWHERE_MAX);
-        let rho = head.rho.min(delta);
-        let most = tag(now) + HORIZON;
-        let reservation = Tag::from(self.per.reservation) * Tag::from(rho);
-        self.reservation = (self.reservation + reservation).min(most);
-        let limit = Tag::from(self.per.limit) * Tag::from(delta);
-        self.limit = (self.limit + limit).min(most);
+        let delta = u64::from(head.delta.min(ELSEWHERE_MAX));
+        let rho = u64::from(head.rho).min(delta);
         // How long the others' requests were is not reported: as long as this one, which is right in the mean for a client
         // whose requests to all servers are alike.
-        let bytes = Tag::from(head.bytes);
-        let reservation = Tag::from(self.per.reservation_bytes) * Tag::from(rho) * bytes;
-        self.reservation_bytes = (self.reservation_bytes + reservation).min(most);
-        let limit = Tag::from(self.per.limit_bytes) * Tag::from(delta) * bytes;
-        self.limit_bytes = (self.limit_bytes + limit).min(most);
-        let most = virtual_time + share_step(self.per.share, u64::from(2 * ELSEWHERE_MAX) << 16);
-        let step = share_step(self.per.share, u64::from(delta) << 16);
-        self.share = (self.share + step).min(most);
+        let bytes = u64::from(head.bytes);
+        let service = Service {
+            requests: delta,
+            bytes: delta * bytes,
+            cost: delta << 16,
+            reserved_cost: rho << 16,
+            reserved_bytes: rho * bytes,
+        };
+        self.count_service(now, &service, virtual_time, ELSEWHERE_DEBT);
     }
 
-    /// What other servers did for a group counts like service here, with at most `debt` requests of share debt for it.
+    /// What other servers did for a client or a group counts like service here, with at most `debt` requests of share debt for it.
     fn count_service(&mut self, now: Nanos, service: &Service, virtual_time: Tag, debt: u64) {
         let most = tag(now) + HORIZON;
         let add = |tag: Tag, step: Tag| tag.saturating_add(step).min(most);
@@ -326,18 +324,13 @@ impl<const N: usize> Inner<N> {
         service: Service::NONE,
         elsewhere: Service::NONE,
     };
-}
 
-impl<const N: usize> Inner<N> {
     const fn count(&mut self, charge: Charge, by: By) {
         let (cost, bytes) = (charge.cost.0 as u64, charge.bytes as u64);
-        self.service.requests += 1;
-        self.service.cost += cost;
-        self.service.bytes += bytes;
-        if matches!(by, By::Reservation) {
-            self.service.reserved_cost += cost;
-            self.service.reserved_bytes += bytes;
-        }
+        let (reserved_cost, reserved_bytes) =
+            if matches!(by, By::Reservation) { (cost, bytes) } else { (0, 0) };
+        let one = Service { requests: 1, bytes, cost, reserved_cost, reserved_bytes };
+        self.service = self.service.and(&one);
     }
 }
 
@@ -649,7 +642,7 @@ impl<const N: usize, const G: usize> MClock<N, G> {
             let inner = usize::from(node.inner);
             self.inner[inner].count(charge, by);
             if self.inner[inner].elsewhere.requests != 0 {
-                self.count_service(now, id, u64::from(2 * ELSEWHERE_MAX));
+                self.count_service(now, id, ELSEWHERE_DEBT);
             }
             let node = &mut self.nodes[usize::from(id)];
             let limit = node.limit_tag();
